@@ -1,0 +1,57 @@
+cimport simvm.core.blocks as blocks
+cimport simvm.core.mmu as mmu
+cimport simvm.core.stream as stream
+cimport simvm.core.table as table
+cimport simvm.core.vcpu as vcpu
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef class BlockAllocator:
+    cdef blocks.Blocks own
+    cdef blocks.Blocks *c      # own, or the frames of a HostMemory
+    cdef object keep
+
+
+cdef class PageTable:
+    cdef table.Table c
+    cdef readonly BlockAllocator memory
+    cdef uint64_t *_leaf(self, uint64_t address, table.Node **at, int *order) except NULL
+    cdef bint _overlaps(self, uint64_t address, int order)
+
+
+cdef class AddressSpace:
+    cdef mmu.Space c
+    cdef readonly PageTable host
+    cdef readonly PageTable guest
+
+
+cdef class Mmu:
+    cdef mmu.Mmu c
+
+
+cdef class HostMemory:
+    cdef vcpu.Host c
+    cdef readonly BlockAllocator frames
+    cdef readonly dict backings
+    cdef table.Table *_table_of(self, uint32_t folio) except NULL
+
+
+cdef class Backing:
+    cdef vcpu.Backing c
+    cdef readonly HostMemory host
+    cdef readonly PageTable page_table
+
+
+cdef class Region:
+    cdef vcpu.Region c
+
+
+cdef class Stream:
+    cdef stream.Stream c
+    cdef object bit_generator
+    cdef object keep
+
+
+cdef class Vcpu:
+    cdef vcpu.Vcpu c
+    cdef readonly Mmu mmu

@@ -1,0 +1,250 @@
+# Memory in 2 MiB blocks that can be broken into 4 KiB pages and made whole again.
+#
+# One allocator serves host RAM, a guest's physical memory and the slots of a swap
+# device. Broken blocks are kept apart by mobility, as Linux keeps its page blocks:
+# page tables (unmovable) do not sit among data pages unless memory is short.
+# Freed memory is reused first, which is what free lists do.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from simvm.core.cache cimport count_trailing_zeros
+
+cdef enum:
+    MOVABLE = 0
+    UNMOVABLE = 1
+
+cdef enum:
+    BLOCK_FREE = 0
+    BLOCK_BROKEN_MOVABLE = 1
+    BLOCK_BROKEN_UNMOVABLE = 2
+    BLOCK_WHOLE = 3      # allocated as 2 MiB
+    BLOCK_GIANT = 4      # part of an allocated 1 GiB page or of a reservation
+
+cdef extern from *:
+    """
+    #define SIMVM_NO_PAGE (~(uint64_t)0)
+    #define SIMVM_NIL (~(uint32_t)0)
+    """
+    const uint64_t NO_PAGE "SIMVM_NO_PAGE"
+    const uint32_t NIL "SIMVM_NIL"         # end of a list
+
+cdef struct Blocks:
+    uint64_t base            # address of the first byte
+    uint32_t n
+    uint64_t free_pages      # 4 KiB pages, also those in free blocks
+    uint32_t free_blocks
+    uint64_t *used           # 8 words a block: bit set = page in use (broken blocks)
+    uint16_t *free_in        # free pages of a broken block
+    uint8_t *state
+    uint32_t *next
+    uint32_t *prev
+    uint32_t head[3]         # free blocks; broken movable, broken unmovable with free pages
+    uint16_t *whole_in_giga  # free blocks in each aligned 1 GiB
+
+
+cdef inline void block_link(Blocks *b, int which, uint32_t i) noexcept nogil:
+    cdef uint32_t first = b.head[which]
+    b.next[i] = first
+    b.prev[i] = NIL
+    if first != NIL:
+        b.prev[first] = i
+    b.head[which] = i
+
+
+cdef inline void block_unlink(Blocks *b, int which, uint32_t i) noexcept nogil:
+    if b.prev[i] != NIL:
+        b.next[b.prev[i]] = b.next[i]
+    else:
+        b.head[which] = b.next[i]
+    if b.next[i] != NIL:
+        b.prev[b.next[i]] = b.prev[i]
+
+
+cdef inline int blocks_init(Blocks *b, uint64_t size, uint64_t base) noexcept nogil:
+    cdef uint32_t i
+    b.base = base
+    b.n = <uint32_t>(size >> 21)
+    b.free_pages = <uint64_t>b.n * 512
+    b.free_blocks = b.n
+    b.used = <uint64_t *>calloc(<uint64_t>b.n * 8 + 1, 8)
+    b.free_in = <uint16_t *>calloc(b.n + 1, 2)
+    b.state = <uint8_t *>calloc(b.n + 1, 1)
+    b.next = <uint32_t *>calloc(b.n + 1, 4)
+    b.prev = <uint32_t *>calloc(b.n + 1, 4)
+    b.whole_in_giga = <uint16_t *>calloc((b.n >> 9) + 1, 2)
+    b.head[0] = b.head[1] = b.head[2] = NIL
+    if (b.used == NULL or b.free_in == NULL or b.state == NULL or b.next == NULL
+            or b.prev == NULL or b.whole_in_giga == NULL):
+        return -1
+    for i in range(b.n, 0, -1):
+        block_link(b, 0, i - 1)
+        b.whole_in_giga[(i - 1) >> 9] += 1
+    return 0
+
+
+cdef inline void blocks_free(Blocks *b) noexcept nogil:
+    free(b.used)
+    free(b.free_in)
+    free(b.state)
+    free(b.next)
+    free(b.prev)
+    free(b.whole_in_giga)
+
+
+cdef inline uint32_t block_of(const Blocks *b, uint64_t address) noexcept nogil:
+    return <uint32_t>((address - b.base) >> 21)
+
+
+cdef inline void take_whole(Blocks *b, uint32_t i, uint8_t state) noexcept nogil:
+    block_unlink(b, 0, i)
+    b.free_blocks -= 1
+    b.whole_in_giga[i >> 9] -= 1
+    b.state[i] = state
+
+
+cdef inline void give_whole(Blocks *b, uint32_t i) noexcept nogil:
+    b.state[i] = BLOCK_FREE
+    b.free_blocks += 1
+    b.whole_in_giga[i >> 9] += 1
+    block_link(b, 0, i)
+
+
+cdef inline uint64_t alloc_2m(Blocks *b) noexcept nogil:
+    """Address of a free block, or NO_PAGE."""
+    cdef uint32_t i = b.head[0]
+    if i == NIL:
+        return NO_PAGE
+    take_whole(b, i, BLOCK_WHOLE)
+    b.free_pages -= 512
+    return b.base + (<uint64_t>i << 21)
+
+
+cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
+    """Address of a free page, or NO_PAGE; breaks a block, or mixes mobilities, if it must."""
+    cdef uint32_t i = b.head[1 + mobility]
+    cdef uint64_t *words
+    cdef uint64_t free_bits
+    cdef int w
+    if i == NIL:
+        i = b.head[0]
+        if i != NIL:
+            take_whole(b, i, BLOCK_BROKEN_MOVABLE + mobility)
+            b.free_in[i] = 512
+            for w in range(8):
+                b.used[<uint64_t>i * 8 + w] = 0
+            block_link(b, 1 + mobility, i)
+        else:
+            i = b.head[2 - mobility]
+            if i == NIL:
+                return NO_PAGE
+    words = b.used + <uint64_t>i * 8
+    w = 0
+    while words[w] == 0xFFFFFFFFFFFFFFFFULL:
+        w += 1
+    free_bits = ~words[w]
+    words[w] |= free_bits & (~free_bits + 1)
+    b.free_in[i] -= 1
+    b.free_pages -= 1
+    if b.free_in[i] == 0:
+        block_unlink(b, b.state[i], i)
+    return b.base + (<uint64_t>i << 21) + (<uint64_t>(w * 64 + count_trailing_zeros(free_bits)) << 12)
+
+
+cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:
+    """Give a page back; -1 when it is not in use (a double free)."""
+    cdef uint32_t i = block_of(b, address)
+    cdef uint64_t page = ((address - b.base) >> 12) & 511
+    cdef uint64_t *word = b.used + <uint64_t>i * 8 + (page >> 6)
+    cdef uint64_t bit = <uint64_t>1 << (page & 63)
+    if i >= b.n or not (b.state[i] == BLOCK_BROKEN_MOVABLE or b.state[i] == BLOCK_BROKEN_UNMOVABLE):
+        return -1
+    if not word[0] & bit:
+        return -1
+    word[0] &= ~bit
+    b.free_in[i] += 1
+    b.free_pages += 1
+    if b.free_in[i] == 1:
+        block_link(b, b.state[i], i)
+    if b.free_in[i] == 512:
+        block_unlink(b, b.state[i], i)
+        give_whole(b, i)
+    return 0
+
+
+cdef inline int free_2m(Blocks *b, uint64_t address) noexcept nogil:
+    cdef uint32_t i = block_of(b, address)
+    if i >= b.n or b.state[i] != BLOCK_WHOLE:
+        return -1
+    b.free_pages += 512
+    give_whole(b, i)
+    return 0
+
+
+cdef inline int break_2m(Blocks *b, uint64_t address) noexcept nogil:
+    """Turn an allocated block into 512 allocated movable pages."""
+    cdef uint32_t i = block_of(b, address)
+    cdef int w
+    if i >= b.n or b.state[i] != BLOCK_WHOLE:
+        return -1
+    b.state[i] = BLOCK_BROKEN_MOVABLE
+    b.free_in[i] = 0
+    for w in range(8):
+        b.used[<uint64_t>i * 8 + w] = 0xFFFFFFFFFFFFFFFFULL
+    return 0
+
+
+cdef inline uint64_t alloc_1g(Blocks *b) noexcept nogil:
+    """Address of an aligned free 1 GiB, from the top down, or NO_PAGE."""
+    cdef uint32_t giga = b.n >> 9
+    cdef uint32_t i
+    while giga > 0:
+        giga -= 1
+        if b.whole_in_giga[giga] == 512:
+            for i in range(giga << 9, (giga + 1) << 9):
+                take_whole(b, i, BLOCK_GIANT)
+            b.free_pages -= 512 * 512
+            return b.base + (<uint64_t>giga << 30)
+    return NO_PAGE
+
+
+cdef inline int free_1g(Blocks *b, uint64_t address) noexcept nogil:
+    cdef uint32_t first = block_of(b, address)
+    cdef uint32_t i
+    if first + 512 > b.n or b.state[first] != BLOCK_GIANT:
+        return -1
+    for i in range(first + 512, first, -1):
+        give_whole(b, i - 1)
+    b.free_pages += 512 * 512
+    return 0
+
+
+cdef inline int reserve_low(Blocks *b, uint64_t size) noexcept nogil:
+    """Take the lowest `size` bytes (rounded up to blocks) for good; -1 when not free."""
+    cdef uint32_t n = <uint32_t>((size + (1 << 21) - 1) >> 21)
+    cdef uint32_t i
+    if n > b.n:
+        return -1
+    for i in range(n):
+        if b.state[i] != BLOCK_FREE:
+            return -1
+    for i in range(n):
+        take_whole(b, i, BLOCK_GIANT)
+    b.free_pages -= <uint64_t>n * 512
+    return 0
+
+
+cdef inline uint64_t count_free(const Blocks *b) noexcept nogil:
+    """Free pages, counted bit by bit: the thorough check of `free_pages`."""
+    cdef uint64_t pages = 0, word
+    cdef uint32_t i
+    cdef int w
+    for i in range(b.n):
+        if b.state[i] == BLOCK_FREE:
+            pages += 512
+        elif b.state[i] == BLOCK_BROKEN_MOVABLE or b.state[i] == BLOCK_BROKEN_UNMOVABLE:
+            for w in range(8):
+                word = ~b.used[<uint64_t>i * 8 + w]
+                while word:
+                    word &= word - 1
+                    pages += 1
+    return pages

@@ -1,0 +1,223 @@
+# Part of simvm/_core.pyx: host memory and what backs a guest with it.
+
+cdef class HostMemory:
+    """Host RAM: frames, folios and their lists, and a hugetlb pool.
+
+    Lists are numbered 1 to 14 and belong to the reclaim policy; 0 is none. Folio ids
+    are opaque; `order_of` and `owner_of` describe them.
+    """
+
+    def __cinit__(self, size):
+        memset(&self.c, 0, sizeof(vcpu.Host))
+        self.frames = BlockAllocator(0)
+        if size % (1 << 21) or size <= 0 or size >= <uint64_t>1 << 43:
+            raise ValueError("host memory must be a multiple of 2 MiB below 8 TiB")
+        if blocks.blocks_init(&self.c.frames, size, 0) != 0 or folios.folios_init(&self.c.folios, size, 0) != 0:
+            raise MemoryError()
+        self.frames.c = &self.c.frames
+        self.frames.keep = self
+        self.backings = {}
+        self.c.new_list = 1
+
+    def __dealloc__(self):
+        blocks.blocks_free(&self.c.frames)
+        folios.folios_free(&self.c.folios)
+        free(self.c.pool)
+
+    def fill_pool(self, int order, uint64_t size):
+        """Set `size` bytes aside as hugetlb pages of one order. MemoryError if too much."""
+        cdef uint64_t n = size // table.span_of(order)
+        cdef uint64_t i, address
+        if order not in (1, 2) or size % table.span_of(order):
+            raise ValueError("a hugetlb pool holds whole pages of 2 MiB or 1 GiB")
+        self.c.pool = <uint64_t *>calloc(n + 1, 8)
+        if self.c.pool == NULL:
+            raise MemoryError()
+        self.c.pool_order = order
+        for i in range(n):
+            address = blocks.alloc_1g(&self.c.frames) if order == 2 else blocks.alloc_2m(&self.c.frames)
+            if address == blocks.NO_PAGE:
+                raise MemoryError("host memory cannot hold the hugetlb pool")
+            self.c.pool[i] = address
+        self.c.n_pool = n
+
+    def set_floors(self, uint64_t floor, uint64_t huge_floor, uint64_t wake_below):
+        """Bytes: what a fault must leave free, what a 2 MiB fault must, when to wake kswapd."""
+        self.c.floor, self.c.huge_floor = floor >> 12, huge_floor >> 12
+        self.c.wake_below = wake_below >> 12
+
+    @property
+    def new_list(self):
+        """The list that new folios join."""
+        return self.c.new_list
+
+    @new_list.setter
+    def new_list(self, int which):
+        if not 0 < which < PARTIAL_LIST:
+            raise ValueError("lists are numbered 1 to 14")
+        self.c.new_list = which
+
+    @property
+    def free_bytes(self):
+        return self.c.frames.free_pages << 12
+
+    @property
+    def free_pool_bytes(self):
+        """Bytes of free hugetlb pages."""
+        return self.c.n_pool * table.span_of(self.c.pool_order)
+
+    def list_bytes(self, int which):
+        """Bytes of the folios on one list."""
+        return self.c.folios.pages[which] << 12
+
+    @property
+    def partial_bytes(self):
+        """Bytes held by partly unmapped blocks and mapped by nobody."""
+        cdef uint32_t i = self.c.folios.head[PARTIAL_LIST]
+        cdef uint64_t pages = 0
+        while i != blocks.NIL:
+            pages += 512 - self.c.folios.mapped[i - self.c.folios.n_pages]
+            i = self.c.folios.next[i]
+        return pages << 12
+
+    def order_of(self, uint32_t folio):
+        return folios.folio_order(&self.c.folios, folio)
+
+    def owner_of(self, uint32_t folio):
+        """(owner, address in the owner's space) of a folio."""
+        cdef uint64_t owner = self.c.folios.owner[folio]
+        return owner >> 40, (owner & 0xFFFFFFFFFF) << 12
+
+    def address_of(self, uint32_t folio):
+        return folios.folio_address(&self.c.folios, folio)
+
+    cdef table.Table *_table_of(self, uint32_t folio) except NULL:
+        cdef Backing backing = self.backings.get(self.c.folios.owner[folio] >> 40)
+        if backing is None:
+            raise ValueError(f"folio {folio} has no owner")
+        return backing.c.table
+
+    def scan(self, int which, uint64_t pages):
+        """Folios from the old end of a list, and whether each was accessed since.
+
+        As many as make up `pages` pages of 4 KiB. Clears their A bits; the list stays.
+        """
+        cdef uint32_t i = self.c.folios.tail[which]
+        cdef uint64_t seen = 0
+        cdef list found = []
+        cdef table.Table *t
+        while i != blocks.NIL and seen < pages:
+            t = self._table_of(i)
+            found.append((i, bool(hostmem.test_and_clear_accessed(
+                t, (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12))))
+            seen += 512 if folios.folio_order(&self.c.folios, i) else 1
+            i = self.c.folios.prev[i]
+        return found
+
+    def move(self, folio_ids, int which):
+        """Put folios at the young end of a list, in the order given."""
+        cdef uint32_t i
+        if not 0 < which < PARTIAL_LIST:
+            raise ValueError("lists are numbered 1 to 14")
+        for i in folio_ids:
+            folios.folio_remove(&self.c.folios, i)
+            folios.folio_push(&self.c.folios, which, i)
+
+    def swap_out(self, uint32_t folio, uint64_t slot):
+        """Replace a folio's mapping by swap slots from `slot` on; its frames stay taken.
+
+        A 2 MiB folio becomes 512 pages, mapping and frames.
+        """
+        if hostmem.swap_out(&self.c, self._table_of(folio), folio, slot) != 0:
+            raise ValueError(f"folio {folio} is not mapped by its owner")
+
+    def split(self, uint32_t folio, int which):
+        """Split a 2 MiB folio into pages at the young end of a list."""
+        if hostmem.split_folio(&self.c, self._table_of(folio), folio, which) != 0:
+            raise ValueError(f"folio {folio} is not a mapped 2 MiB folio")
+
+    def split_partial(self, int which, int limit):
+        """Split up to `limit` partly unmapped blocks: (blocks split, bytes freed)."""
+        cdef uint32_t i
+        cdef uint64_t pages = 0
+        cdef int n = 0
+        while n < limit and self.c.folios.head[PARTIAL_LIST] != blocks.NIL:
+            i = self.c.folios.tail[PARTIAL_LIST]
+            pages += hostmem.split_partial(&self.c, self._table_of(i), i, which)
+            n += 1
+        return n, pages << 12
+
+
+cdef class Backing:
+    """How one guest's memory is backed: `page_table` (SLAT, or a container's own) over a host.
+
+    `order` is what a fault maps if it can (1: 2 MiB, falling back to 4 KiB); `from_pool`
+    takes hugetlb pages instead; `deposits` keeps a page table for each 2 MiB leaf, as
+    anonymous memory does; `end` is where guest memory ends (0 for a container).
+    """
+
+    def __cinit__(self, HostMemory host, PageTable page_table, int owner, int order, uint64_t end,
+                  deposits=True, from_pool=False):
+        if owner in host.backings or not 0 <= owner < 1 << 23:
+            raise ValueError(f"owner (={owner}) must be new and below 2^23")
+        self.host = host
+        self.page_table = page_table
+        self.c.table = &page_table.c
+        self.c.host = &host.c
+        self.c.owner = owner
+        self.c.order = order
+        self.c.end = end
+        self.c.deposits = deposits
+        self.c.from_pool = from_pool
+        host.backings[owner] = self
+
+    @property
+    def fallbacks(self):
+        """2 MiB faults that had to back 4 KiB."""
+        return self.c.fallbacks
+
+    def zap(self, uint64_t start, uint64_t length):
+        """Unmap and free a range: (leaves by order, splits, freed swap slots as an array)."""
+        cdef hostmem.Zapped z
+        cdef uint64_t[::1] slots = np.empty(self.c.table.swapped + 1, dtype=np.uint64)
+        memset(&z, 0, sizeof(z))
+        if hostmem.zap(&self.c, start, start + length, &slots[0], &z) != 0:
+            raise MemoryError("no memory for a page table")
+        return (z.leaves[0], z.leaves[1], z.leaves[2]), z.splits, np.asarray(slots)[: z.slots]
+
+    def swap_in(self, uint64_t address, uint64_t frame, int which):
+        """Map a 4 KiB frame where a swap entry stands; its slot. KeyError when none does."""
+        cdef int64_t slot = hostmem.swap_in(&self.c, address, frame, which)
+        if slot < 0:
+            raise KeyError(f"{address:#x} is not swapped out")
+        return slot
+
+    def slot_of(self, uint64_t address):
+        """The swap slot that holds a page, or None."""
+        cdef table.Node *at = NULL
+        cdef int level = 0
+        cdef uint64_t *entry = table.find_entry(self.c.table, address, &at, &level)
+        return entry[0] >> 12 if entry[0] & table.SWAPPED else None
+
+    def stranded_bytes(self, BlockAllocator guest):
+        """Backed bytes that are free in the guest."""
+        return hostmem.stranded_pages(self.c.table.root, guest.c, 0) << 12
+
+    def claim(self, uint64_t[::1] claimed):
+        """Set a bit for every host page that this backing owns: data, tables, deposits.
+
+        False when one of them was set before, and so has two owners.
+        """
+        cdef uint64_t i
+        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0])
+        for i in range(self.c.table.n_deposits):
+            alone = hostmem.claim_pages(&claimed[0], self.c.table.deposits[i], 1) and alone
+        return alone
+
+    def destroy(self):
+        """Give everything back: data, tables, deposits. Returns freed swap slots."""
+        slots = self.zap(0, <uint64_t>1 << table.shift_of(self.c.table.levels + 1))[2]
+        self.page_table.destroy()
+        del self.host.backings[self.c.owner]
+        return slots
+

@@ -1,0 +1,311 @@
+# Part of simvm/_core.pyx: named regions, streams of accesses, and the vCPU that runs them.
+
+cdef class Region:
+    """A named range of a process: `size` bytes from `base`, in guest pages of `order`."""
+
+    def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False):
+        if order < 0 or order > 2 or base % table.span_of(order) or size % table.span_of(order) or size == 0:
+            raise ValueError("base and size must be multiples of the guest page size")
+        self.c.base, self.c.bytes, self.c.order, self.c.zeroing = base, size, order, zeroing
+        self.c.n_touched = 0
+        # calloc maps zero pages lazily: what is never touched costs nothing.
+        self.c.touched = <uint64_t *>calloc((size >> 18) + 1, 8)
+        if self.c.touched == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.c.touched)
+
+    @property
+    def base(self):
+        return self.c.base
+
+    @property
+    def size(self):
+        return self.c.bytes
+
+    @property
+    def touched_bytes(self):
+        """4 KiB x pages accessed since they were allocated."""
+        return self.c.n_touched << 12
+
+    def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size):
+        """The guest frees the last `size` bytes: guest-physical extents [(start, length)].
+
+        Guest pages, deposits and emptied tables go back to guest memory.
+        """
+        cdef uint64_t end = self.c.bytes
+        cdef uint64_t at, span, page, word
+        cdef int level = 0, order
+        cdef table.Node *node = NULL
+        cdef uint64_t *entry
+        cdef list extents = []
+        cdef uint64_t start = 0, length = 0, target
+        if size > end or size % table.span_of(self.c.order):
+            raise ValueError(f"size (={size}) must be a multiple of the page size within the region")
+        at = self.c.base + end - size
+        while at < self.c.base + end:
+            entry = table.find_entry(&guest.c, at, &node, &level)
+            span = table.span_of(level - 1)
+            if entry[0] & table.LEAF:
+                target, order = entry[0] & table.TARGET, level - 1
+                table.clear_entry(&guest.c, node, table.index_at(at, level))
+                table.prune_up(&guest.c, node)
+                if order == 0:
+                    blocks.free_4k(memory.c, target)
+                elif order == 1:
+                    blocks.free_2m(memory.c, target)
+                    table.withdraw(&guest.c)
+                else:
+                    blocks.free_1g(memory.c, target)
+                if length and start + length == target:
+                    length += span
+                else:
+                    if length:
+                        extents.append((start, length))
+                    start, length = target, span
+            at = (at & ~(span - 1)) + span
+        if length:
+            extents.append((start, length))
+        self.forget_tail(size)
+        return extents
+
+    def forget_tail(self, uint64_t size):
+        """Shorten the region by `size` bytes and forget what was touched there."""
+        cdef uint64_t page
+        for page in range((self.c.bytes - size) >> 12, self.c.bytes >> 12):
+            if page & 63 == 0 and self.c.touched[page >> 6] == 0:
+                continue
+            if (self.c.touched[page >> 6] >> (page & 63)) & 1:
+                self.c.touched[page >> 6] &= ~(<uint64_t>1 << (page & 63))
+                self.c.n_touched -= 1
+        self.c.bytes -= size
+
+    def backing_of(self, Backing backing, PageTable guest=None):
+        """Bytes of this region by how the host holds them: (4 KiB, 2 MiB, 1 GiB, swapped)."""
+        cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span, host_at, host_end, n
+        cdef uint64_t held[4]
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        cdef uint64_t *entry
+        memset(held, 0, sizeof(held))
+        while at < end:
+            span = end - at
+            host_at = at
+            if guest is not None:
+                entry = table.find_entry(&guest.c, at, &node, &level)
+                span = table.span_of(level - 1) - (at & (table.span_of(level - 1) - 1))
+                if not entry[0] & table.LEAF:
+                    at += span
+                    continue
+                host_at = (entry[0] & table.TARGET) + (at & (table.span_of(level - 1) - 1))
+            host_end = host_at + span
+            while host_at < host_end:
+                entry = table.find_entry(backing.c.table, host_at, &node, &level)
+                n = min(((host_at >> (3 + 9 * level)) + 1) << (3 + 9 * level), host_end) - host_at
+                if entry[0] & table.LEAF:
+                    held[level - 1] += n
+                elif entry[0] & table.SWAPPED:
+                    held[3] += n
+                host_at += n
+            at += span
+        return held[0], held[1], held[2], held[3]
+
+
+cdef class Stream:
+    """A generator of accesses in a region of `size` bytes (class methods make each kind).
+
+    `bit_generator` is one of NumPy's; the stream keeps it alive and alone draws from it.
+    """
+
+    def __cinit__(self, bit_generator, uint64_t size, double write_fraction=0.0):
+        memset(&self.c, 0, sizeof(stream.Stream))
+        if size < 4096:
+            raise ValueError("a stream needs a region of at least one page")
+        self.bit_generator = bit_generator
+        self.c.bits = <bitgen_t *>PyCapsule_GetPointer(bit_generator.capsule, "BitGenerator")
+        self.c.bytes, self.c.pages = size, size >> 12
+        self.c.write_below = <uint64_t>(write_fraction * (1 << 24) + 0.5)
+
+    @classmethod
+    def uniform(cls, bit_generator, size, write_fraction=0.0):
+        """Every page equally likely."""
+        cdef Stream s = cls(bit_generator, size, write_fraction)
+        s.c.kind = stream.UNIFORM
+        return s
+
+    @classmethod
+    def zipf(cls, bit_generator, size, slots, uint64_t scatter, write_fraction=0.0):
+        """Pages by rank through an alias table: rows (threshold, alias, first rank, width)."""
+        cdef Stream s = cls(bit_generator, size, write_fraction)
+        cdef const uint32_t[:, ::1] view = slots
+        if view.shape[1] != 4 or view.shape[0] == 0:
+            raise ValueError("an alias table has four columns")
+        s.keep = slots
+        s.c.kind = stream.ZIPF
+        s.c.slots = <stream.AliasSlot *>&view[0, 0]
+        s.c.n_slots = view.shape[0]
+        s.c.scatter = scatter
+        return s
+
+    @classmethod
+    def strided(cls, bit_generator, size, uint64_t stride, uint64_t start, uint64_t length, write_fraction=0.0):
+        """Every `stride` bytes of [start, start + length), over and over."""
+        cdef Stream s = cls(bit_generator, size, write_fraction)
+        if stride == 0 or length == 0 or start + length > size:
+            raise ValueError("stride and slice must lie within the region")
+        s.c.kind = stream.STRIDED
+        s.c.stride, s.c.start, s.c.length = stride, start, length
+        return s
+
+    @classmethod
+    def pointer_chase(cls, bit_generator, size, uint64_t granule, write_fraction=0.0):
+        """One pseudo-random cycle through all nodes of `granule` bytes."""
+        cdef Stream s = cls(bit_generator, size, write_fraction)
+        cdef int bits = 1, i
+        if granule == 0 or granule > size:
+            raise ValueError("a node must lie within the region")
+        s.c.kind = stream.CHASE
+        s.c.granule, s.c.nodes = granule, size // granule
+        while (<uint64_t>1 << bits) < s.c.nodes:
+            bits += 1
+        s.c.mask = (<uint64_t>1 << bits) - 1
+        s.c.half = (bits + 1) // 2
+        for i in range(3):
+            s.c.keys[i] = stream.draw(&s.c)
+        return s
+
+    @classmethod
+    def hot_cold(cls, bit_generator, size, uint64_t hot_pages, double hot_share, drift=None, write_fraction=0.0):
+        """`hot_share` of accesses in `hot_pages`; a window that moves `drift` pages per 1000."""
+        cdef Stream s = cls(bit_generator, size, write_fraction)
+        if not 0 < hot_pages < s.c.pages:
+            raise ValueError("the hot set must be smaller than the region and not empty")
+        s.c.kind = stream.HOT_COLD if drift is None else stream.DRIFTING
+        s.c.hot_pages = hot_pages
+        s.c.hot_below = <uint64_t>(hot_share * <double>(<uint64_t>1 << 32) + 0.5)
+        s.c.drift = drift or 0
+        return s
+
+    @classmethod
+    def trace(cls, bit_generator, size):
+        """Recorded accesses, fed chunk by chunk."""
+        cdef Stream s = cls(bit_generator, size)
+        s.c.kind = stream.TRACE
+        return s
+
+    def feed(self, const uint64_t[::1] accesses):
+        """The next chunk of a trace: (offset << 1) | write. ValueError beyond the region."""
+        cdef Py_ssize_t i
+        cdef uint64_t largest = 0
+        for i in range(accesses.shape[0]):
+            largest = max(largest, accesses[i])
+        if self.c.kind != stream.TRACE or (largest >> 1) >= self.c.bytes:
+            raise ValueError("a trace's accesses must lie within its region")
+        self.keep = accesses
+        self.c.trace = &accesses[0] if accesses.shape[0] else NULL
+        self.c.trace_length = accesses.shape[0]
+        self.c.position = 0
+
+    def take(self, int n):
+        """The next `n` accesses as an array of (offset << 1) | write."""
+        cdef uint64_t[::1] out = np.empty(n, dtype=np.uint64)
+        cdef int i
+        for i in range(n):
+            if self.c.kind == stream.TRACE and self.c.position == self.c.trace_length:
+                return np.asarray(out)[:i]
+            out[i] = stream.stream_next(&self.c)
+        return np.asarray(out)
+
+    @property
+    def digest(self):
+        """A 64-bit digest of every access drawn so far, in order."""
+        return self.c.digest
+
+    @property
+    def drawn(self):
+        return self.c.drawn
+
+
+cdef class Vcpu:
+    """A vCPU: its MMU and what its guest's kernel still has to write.
+
+    The model sets how long faults take; the core counts them and ends a train of faults
+    that has become too long. Times are ns.
+    """
+
+    def __cinit__(self, Mmu mmu):
+        memset(&self.c, 0, sizeof(vcpu.Vcpu))
+        self.mmu = mmu
+        self.c.mmu = &mmu.c
+
+    def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib):
+        """Service of a host fault by order, of a guest fault, and of zeroing in the guest."""
+        self.c.fault_ns = fault_ns
+        self.c.guest_fault_ns, self.c.zero_ns_per_mib = guest_fault_ns, zero_ns_per_mib
+
+    def set_phase(self, uint64_t cycles_per_access, double walk_exposed):
+        """What an access costs, and the share of translation that is not hidden."""
+        self.c.cycles_per_access = cycles_per_access
+        self.c.exposed = <uint64_t>(walk_exposed * 65536 + 0.5)
+        self.c.raw_cycles = 0
+        self.c.done = 0
+
+    def run(self, AddressSpace space, Backing backing, BlockAllocator memory, Region region, Stream source,
+            uint64_t budget, uint64_t deadline, uint64_t train, uint64_t service):
+        """Run accesses: the reason to stop, one of RUN_*.
+
+        `budget` in accesses, `deadline` in cycles, `train` the most host faults to serve
+        and `service` the most ns of fault service to run up.
+        """
+        cdef int status
+        if source.c.bytes > region.c.bytes:
+            raise ValueError("the stream reaches beyond the region")
+        self.c.train_left, self.c.service_left = train, service
+        with nogil:
+            status = vcpu.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c, budget, deadline)
+        return status
+
+    def kernel_write(self, AddressSpace space, Backing backing, uint64_t train, uint64_t service):
+        """Go on with what the kernel has queued: RUN_BUDGET when nothing is left."""
+        cdef int status
+        cdef vcpu.Region none
+        memset(&none, 0, sizeof(none))
+        self.c.train_left, self.c.service_left = train, service
+        with nogil:
+            status = vcpu.do_work(&self.c, &space.c, &backing.c, &none)
+        return status
+
+    def queue_write(self, uint64_t start, uint64_t size):
+        """Let the guest's kernel write guest-physical [start, start + size)."""
+        if self.c.n_work:
+            raise ValueError("the kernel is still writing")
+        vcpu.queue_work(&self.c, start, size, False)
+
+    @property
+    def done(self):
+        """Accesses done in this phase."""
+        return self.c.done
+
+    @property
+    def exposed_cycles(self):
+        """Translation cycles in this phase that were not hidden."""
+        return (self.c.raw_cycles * self.c.exposed) >> 16
+
+    @property
+    def guest_faults(self):
+        return self.c.guest_faults[0], self.c.guest_faults[1], self.c.guest_faults[2]
+
+    @property
+    def slat_faults(self):
+        return self.c.slat_faults[0], self.c.slat_faults[1], self.c.slat_faults[2]
+
+    @property
+    def zeroed_bytes(self):
+        """Bytes that the guest zeroed."""
+        return self.c.zeroed_bytes
+
+    @property
+    def fault_address(self):
+        """What the last RUN_SWAPPED or RUN_NO_MEMORY was about, in the backing's space."""
+        return self.c.fault_address

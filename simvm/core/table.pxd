@@ -1,0 +1,310 @@
+# A radix page table as the processor sees it: 512 entries a page, leaves at levels 1-3.
+#
+# Table pages have addresses of their own, taken from the allocator of the memory they
+# lie in: host RAM for SLAT and native tables, guest memory for a guest's tables. A host
+# table can be mirrored: the VMM process maps the same memory, with tables of the same
+# shape, so each SLAT page is accompanied by one host page-table page.
+#
+# An entry: 0 (nothing); a child (node pointer | PRESENT); a leaf (target address |
+# PRESENT | LEAF | A | D); or a swapped page (slot << 12 | SWAPPED, level 1 only).
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+from simvm.core.blocks cimport NO_PAGE, UNMOVABLE, Blocks, alloc_4k, free_4k
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef enum:
+    PRESENT = 1
+    LEAF = 2
+    ACCESSED = 4
+    DIRTY = 8
+    SWAPPED = 16
+
+cdef enum:
+    MAP_OK = 0
+    MAP_OVERLAP = 1
+    MAP_NO_MEMORY = 2
+
+cdef extern from *:
+    """
+    #define SIMVM_TARGET (~(uint64_t)0xFFF)
+    #define SIMVM_POINTER (~(uint64_t)0x3F)
+    """
+    const uint64_t TARGET "SIMVM_TARGET"     # a leaf's address, or a slot << 12
+    const uint64_t POINTER "SIMVM_POINTER"   # a child node
+
+cdef struct Node:
+    uint64_t entry[512]
+    uint64_t address     # of the table page, in the memory that the table lies in
+    uint64_t mirror      # host address of the VMM's table page beside it, or NO_PAGE
+    Node *parent
+    uint64_t slot        # index in the parent
+    int level
+    int used             # entries that are not 0
+
+cdef struct Table:
+    Node *root
+    int levels
+    bint mirrored
+    Blocks *memory
+    uint64_t pages           # table pages, the root included
+    uint64_t mirror_pages
+    uint64_t leaves[3]       # by order
+    uint64_t swapped
+    uint64_t *deposits       # page-table pages kept for the split of 2 MiB leaves
+    uint64_t n_deposits
+    uint64_t deposit_room
+
+
+cdef inline int shift_of(int level) noexcept nogil:
+    return 12 + 9 * (level - 1)
+
+
+cdef inline uint64_t index_at(uint64_t address, int level) noexcept nogil:
+    return (address >> shift_of(level)) & 511
+
+
+cdef inline uint64_t span_of(int order) noexcept nogil:
+    return <uint64_t>1 << (12 + 9 * order)
+
+
+cdef inline Node *child_of(uint64_t entry) noexcept nogil:
+    return <Node *>(entry & POINTER)
+
+
+cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:
+    """A zeroed table page; NULL when memory (simulated or real) is short."""
+    cdef Node *node
+    cdef uint64_t address, kept = NO_PAGE
+    # The split of a 2 MiB leaf uses the page-table page that was deposited for it.
+    if level == 1 and t.n_deposits > 0 and parent.entry[slot] & LEAF:
+        t.n_deposits -= 1
+        kept = t.deposits[t.n_deposits]
+    address = kept if kept != NO_PAGE and not t.mirrored else alloc_4k(t.memory, UNMOVABLE)
+    if address == NO_PAGE:
+        return NULL
+    node = <Node *>aligned_alloc(64, (sizeof(Node) + 63) // 64 * 64)
+    if node == NULL:
+        free_4k(t.memory, address)
+        return NULL
+    memset(node, 0, sizeof(Node))
+    node.address = address
+    node.mirror = NO_PAGE
+    node.parent = parent
+    node.slot = slot
+    node.level = level
+    if t.mirrored:
+        node.mirror = kept if kept != NO_PAGE else alloc_4k(t.memory, UNMOVABLE)
+        if node.mirror == NO_PAGE:
+            free_4k(t.memory, address)
+            free(node)
+            return NULL
+        t.mirror_pages += 1
+    t.pages += 1
+    return node
+
+
+cdef inline void node_release(Table *t, Node *node) noexcept nogil:
+    free_4k(t.memory, node.address)
+    if node.mirror != NO_PAGE:
+        free_4k(t.memory, node.mirror)
+        t.mirror_pages -= 1
+    t.pages -= 1
+    free(node)
+
+
+cdef inline int table_init(Table *t, int levels, Blocks *memory, bint mirrored) noexcept nogil:
+    memset(t, 0, sizeof(Table))
+    t.levels = levels
+    t.memory = memory
+    t.mirrored = mirrored
+    t.root = node_new(t, levels, NULL, 0)
+    return 0 if t.root != NULL else -1
+
+
+cdef inline bint is_child(uint64_t entry) noexcept nogil:
+    return (entry & (PRESENT | LEAF)) == PRESENT
+
+
+cdef inline void subtree_release(Table *t, Node *node) noexcept nogil:
+    cdef int i
+    if node.level > 1:
+        for i in range(512):
+            if is_child(node.entry[i]):
+                subtree_release(t, child_of(node.entry[i]))
+    node_release(t, node)
+
+
+cdef inline void table_destroy(Table *t, bint give_back) noexcept nogil:
+    """Release every table page; with `give_back` also to the simulated memory."""
+    if t.root != NULL:
+        if give_back:
+            while t.n_deposits > 0:
+                t.n_deposits -= 1
+                free_4k(t.memory, t.deposits[t.n_deposits])
+            subtree_release(t, t.root)
+        else:
+            subtree_drop(t.root)
+    t.root = NULL
+    free(t.deposits)
+    t.deposits = NULL
+    t.n_deposits = t.deposit_room = 0
+
+
+cdef inline void subtree_drop(Node *node) noexcept nogil:
+    cdef int i
+    if node.level > 1:
+        for i in range(512):
+            if is_child(node.entry[i]):
+                subtree_drop(child_of(node.entry[i]))
+    free(node)
+
+
+cdef inline int deposit(Table *t) noexcept nogil:
+    """Set a page-table page aside for a new 2 MiB leaf; -1 when memory is short."""
+    cdef uint64_t address
+    cdef uint64_t *more
+    if t.n_deposits == t.deposit_room:
+        more = <uint64_t *>realloc(t.deposits, (t.deposit_room * 2 + 64) * 8)
+        if more == NULL:
+            return -1
+        t.deposits = more
+        t.deposit_room = t.deposit_room * 2 + 64
+    address = alloc_4k(t.memory, UNMOVABLE)
+    if address == NO_PAGE:
+        return -1
+    t.deposits[t.n_deposits] = address
+    t.n_deposits += 1
+    return 0
+
+
+cdef inline void withdraw(Table *t) noexcept nogil:
+    if t.n_deposits > 0:
+        t.n_deposits -= 1
+        free_4k(t.memory, t.deposits[t.n_deposits])
+
+
+cdef inline uint64_t *find_entry(const Table *t, uint64_t address, Node **at, int *level) noexcept nogil:
+    """The lowest entry that the walk for `address` reaches: a leaf, swapped, or 0."""
+    cdef Node *node = t.root
+    cdef uint64_t *entry
+    while True:
+        entry = &node.entry[index_at(address, node.level)]
+        if not is_child(entry[0]):
+            at[0] = node
+            level[0] = node.level
+            return entry
+        node = child_of(entry[0])
+
+
+cdef inline uint64_t *find_leaf(const Table *t, uint64_t address, Node **at, int *order) noexcept nogil:
+    """The leaf that maps `address`, or NULL."""
+    cdef int level
+    cdef uint64_t *entry = find_entry(t, address, at, &level)
+    if not entry[0] & LEAF:
+        return NULL
+    order[0] = level - 1
+    return entry
+
+
+cdef inline void prune_up(Table *t, Node *node) noexcept nogil:
+    """Release `node` and its ancestors as long as they hold nothing."""
+    cdef Node *parent
+    while node.used == 0 and node.parent != NULL:
+        parent = node.parent
+        parent.entry[node.slot] = 0
+        parent.used -= 1
+        node_release(t, node)
+        node = parent
+
+
+cdef inline Node *descend(Table *t, uint64_t address, int level, Node **made, int *n_made) noexcept nogil:
+    """The node at `level` on the way to `address`, making what is missing.
+
+    New nodes are appended to `made` (room for 5). NULL when memory is short; a leaf in
+    the way returns the node that holds it.
+    """
+    cdef Node *node = t.root
+    cdef Node *child
+    cdef uint64_t slot
+    while node.level > level:
+        slot = index_at(address, node.level)
+        if node.entry[slot] == 0:
+            child = node_new(t, node.level - 1, node, slot)
+            if child == NULL:
+                return NULL
+            node.entry[slot] = <uint64_t>child | PRESENT
+            node.used += 1
+            made[n_made[0]] = child
+            n_made[0] += 1
+        elif not is_child(node.entry[slot]):
+            return node
+        node = child_of(node.entry[slot])
+    return node
+
+
+cdef inline bint empty_below(const Node *node) noexcept nogil:
+    cdef int i
+    if node.used == 0:
+        return True
+    if node.level == 1:
+        return False
+    for i in range(512):
+        if node.entry[i] & LEAF:
+            return False
+        if is_child(node.entry[i]) and not empty_below(child_of(node.entry[i])):
+            return False
+    return True
+
+
+cdef inline int table_map(Table *t, uint64_t address, uint64_t target, int order,
+                          uint64_t flags, Node **made, int *n_made) noexcept nogil:
+    """Install a leaf. An empty table below a large leaf is given back first."""
+    cdef Node *node
+    cdef uint64_t slot
+    node = descend(t, address, order + 1, made, n_made)
+    if node == NULL:
+        return MAP_NO_MEMORY
+    slot = index_at(address, node.level)
+    if node.level != order + 1:
+        return MAP_OVERLAP
+    if node.entry[slot] != 0:
+        if not is_child(node.entry[slot]) or not empty_below(child_of(node.entry[slot])):
+            return MAP_OVERLAP
+        subtree_release(t, child_of(node.entry[slot]))
+        node.used -= 1
+    node.entry[slot] = target | PRESENT | LEAF | flags
+    node.used += 1
+    t.leaves[order] += 1
+    return MAP_OK
+
+
+cdef inline void clear_entry(Table *t, Node *node, uint64_t slot) noexcept nogil:
+    """Remove a leaf or a swapped entry; the table page stays."""
+    if node.entry[slot] & LEAF:
+        t.leaves[node.level - 1] -= 1
+    elif node.entry[slot] & SWAPPED:
+        t.swapped -= 1
+    node.entry[slot] = 0
+    node.used -= 1
+
+
+cdef inline int table_split(Table *t, Node *node, uint64_t slot) noexcept nogil:
+    """Replace a large leaf by 512 smaller ones that inherit A and D."""
+    cdef uint64_t entry = node.entry[slot]
+    cdef int order = node.level - 1
+    cdef uint64_t step = span_of(order - 1)
+    cdef Node *child = node_new(t, order, node, slot)
+    cdef int i
+    if child == NULL:
+        return -1
+    for i in range(512):
+        child.entry[i] = entry + i * step
+    child.used = 512
+    node.entry[slot] = <uint64_t>child | PRESENT
+    t.leaves[order] -= 1
+    t.leaves[order - 1] += 512
+    return 0

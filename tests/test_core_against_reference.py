@@ -1,0 +1,81 @@
+"""The compiled core and its readable twin agree on any program, counter for counter."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, given, settings
+from programs import Access, Demand, Flush, Machine, Program, Step, programs
+
+from simvm import _core, reference
+from simvm.hardware.geometry import DataCache, MmuGeometry, WalkCachePart
+
+MOST_LOADS_OF_A_STEP = 1 << 17
+
+
+class CoreMachine(Machine):
+    """The core records walk loads into an array of its own."""
+
+    def record_loads(self) -> None:
+        self.mmu.record_loads(MOST_LOADS_OF_A_STEP)
+
+    def recorded_loads(self) -> list[int]:
+        return [int(load) for load in self.mmu.recorded_loads()]
+
+
+def run_both(program: Program) -> dict[str, int]:
+    """Run the program on both, compare after every step, and return the counters."""
+    twin = Machine(reference, _core.BlockAllocator, program)
+    core = CoreMachine(_core, _core.BlockAllocator, program)
+    for number, step in enumerate(program.steps):
+        *expected, twins = twin.observe(step)
+        *seen, cores = core.observe(step)
+        assert seen == expected, f"step {number}: {step}"
+        differ = {name: (cores[name], n) for name, n in twins.items() if cores[name] != n}
+        assert not differ, f"step {number}: {step}"
+        assert cores.keys() == twins.keys()
+    assert core.leaves() == twin.leaves()
+    counters: dict[str, int] = twin.mmu.counters()
+    return counters
+
+
+def test_core_and_twin_agree_and_programs_reach_every_counter() -> None:
+    reached: Counter[str] = Counter()
+
+    @settings(
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+    )
+    @given(programs())
+    def agree(program: Program) -> None:
+        reached.update(run_both(program))
+
+    agree()
+    assert [name for name in reference.COUNTERS if not reached[name]] == []
+
+
+DEMAND = Demand(rounds=64, guest_order=1, host_order=2, frame=0)
+
+
+def one_guest(geometry: MmuGeometry, *steps: Step) -> Program:
+    return Program(geometry, host_levels=4, guest_levels=(4,), native=0, steps=steps)
+
+
+def load(address: int, demand: Demand = DEMAND) -> Access:
+    return Access(0, address, None, stride=0, length=1, period=1, writes=0, demand=demand)
+
+
+def test_an_mmu_says_how_much_memory_its_data_caches_tell_apart() -> None:
+    """Tags have 32 bits: one set reaches 2^32 - 1 lines, and sets multiply that."""
+    line = 64
+    one_set = _core.Mmu(MmuGeometry(cache_l2=DataCache(1024, 16, 3)))
+    assert one_set.reach == ((1 << 32) - 1) * line
+    two = _core.Mmu(MmuGeometry(cache_l2=DataCache(4096, 16), cache_llc=DataCache(2048, 16)))
+    assert two.reach == 2 * ((1 << 32) - 1) * line
+
+
+def test_flushing_an_empty_range_drops_the_walk_cache_of_the_space() -> None:
+    geometry = MmuGeometry(guest_walk_cache=(WalkCachePart(3, 4, 4),))
+    nothing = Flush("range", space=0, address=1 << 30, length=0)
+    counters = run_both(one_guest(geometry, load(1 << 30), nothing, load(1 << 30)))
+    assert counters["guest_walk_cache_hits"] == 0
