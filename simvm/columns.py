@@ -1,0 +1,162 @@
+"""The columns of a timeline: the one place that names them.
+
+A timeline has a row per sample and scope: the host, each class of guests, each
+guest. A *gauge* is what holds at the moment of the sample, a *counter* what has
+happened since the run began (so that the difference of two rows is what happened
+between them), a *ratio* belongs to the interval that the sample ends. A column
+that means nothing at a scope, or that the run did not record, is null there.
+
+Names end in their unit: ``_bytes``, ``_ns``, ``_cycles``; a name without one
+counts what it says. The summary of a run uses the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Scope = Literal["host", "class", "guest"]
+Kind = Literal["key", "gauge", "counter", "ratio"]
+
+HOST: Final = "host"
+CLASS: Final = "class"
+GUEST: Final = "guest"
+SCOPES: Final[tuple[Scope, ...]] = (HOST, CLASS, GUEST)
+"""Every scope of a row, from the widest to the narrowest."""
+
+_HOST_ONLY: Final[tuple[Scope, ...]] = (HOST,)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, unit (``""`` for a plain text), kind, scopes and meaning."""
+
+    name: str
+    unit: str
+    kind: Kind
+    meaning: str
+    scopes: tuple[Scope, ...] = SCOPES
+
+
+def _gauge(name: str, meaning: str, scopes: tuple[Scope, ...] = SCOPES) -> Column:
+    return Column(name, "bytes", "gauge", meaning, scopes)
+
+
+def _count(name: str, unit: str, meaning: str, scopes: tuple[Scope, ...] = SCOPES) -> Column:
+    return Column(name, unit, "counter", meaning, scopes)
+
+
+def _time(name: str, meaning: str, scopes: tuple[Scope, ...] = SCOPES) -> Column:
+    return Column(name, "ns", "counter", meaning, scopes)
+
+
+KEYS: Final[tuple[Column, ...]] = (
+    Column("time_ns", "ns", "key", "Simulated time of the sample."),
+    Column("scope", "", "key", "What the row is about: host, class or guest."),
+    Column("class", "", "key", "The class of guests; empty for the host."),
+    Column("guest", "index", "key", "The guest's number in its class; -1 for host and class."),
+)
+
+GAUGES: Final[tuple[Column, ...]] = (
+    _gauge("backed_bytes", "Host frames mapped for guest memory, guest tables and boot included."),
+    _gauge("backed_4k_bytes", "The part of backed that is mapped by 4 KiB leaves."),
+    _gauge("backed_2m_bytes", "The part of backed that is mapped by 2 MiB leaves."),
+    _gauge("backed_1g_bytes", "The part of backed that is mapped by 1 GiB leaves."),
+    _gauge("touched_bytes", "4 KiB for each guest page accessed since it was last allocated."),
+    _gauge("committed_bytes", "What the guest was promised."),
+    _gauge("tables_bytes", "SLAT, host and guest page tables, without deposited ones."),
+    _gauge("slat_tables_bytes", "Second-level tables (guest physical to host physical)."),
+    _gauge("host_tables_bytes", "The VMM's own page tables in the host."),
+    _gauge("guest_tables_bytes", "Page tables inside the guest; they are in backed as well."),
+    _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
+    _gauge("swapped_bytes", "Guest memory that lies on a swap device."),
+    _gauge("stranded_bytes", "Backed by the host but free in the guest."),
+    _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
+    _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
+    _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),
+    _gauge("partial_bytes", "Unmapped parts of folios still held whole.", _HOST_ONLY),
+    _gauge("writeback_bytes", "Pages isolated by reclaim or on their way to swap.", _HOST_ONLY),
+    _gauge("memmap_bytes", "The host's own struct pages.", _HOST_ONLY),
+    _gauge("reserved_bytes", "Fixed overhead of the host.", _HOST_ONLY),
+    _gauge("swap_used_bytes", "Swap slots in use.", _HOST_ONLY),
+)
+
+COUNTERS: Final[tuple[Column, ...]] = (
+    _count("accesses", "accesses", "Memory accesses done by guests."),
+    _count("l1_hits", "accesses", "Accesses translated by a first-level TLB."),
+    _count("l2_hits", "accesses", "Accesses translated by the second-level TLB."),
+    _count("tlb_misses", "misses", "Misses of the last TLB level."),
+    _count("walks", "walks", "Page walks that completed."),
+    _count("walk_loads", "loads", "Page-table entries loaded by completed walks."),
+    _count("walk_cycles", "cycles", "Cycles of completed walks, whether hidden or not."),
+    _count("guest_faults", "faults", "Page faults served by the guest's kernel."),
+    _count("slat_faults", "faults", "Faults on missing second-level entries (in a container: host "
+           "page faults)."),
+    _count("slat_faults_4k", "faults", "The part of them that backed 4 KiB."),
+    _count("slat_faults_2m", "faults", "The part of them that backed 2 MiB."),
+    _count("slat_faults_1g", "faults", "The part of them that backed 1 GiB."),
+    _count("swap_ins", "pages", "4 KiB pages read back from swap."),
+    _count("swap_outs", "pages", "4 KiB pages written to swap."),
+    _count("refaults", "pages", "Reclaimed pages faulted in again while still of the working set."),
+    _count("host_splits", "folios", "Huge mappings of the host broken into smaller ones."),
+    _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
+    _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
+    _count("requests", "requests", "Requests of open-loop phases completed."),
+    _count("oom_kills", "guests", "Guests killed because nothing was left to reclaim."),
+    _time("elapsed_ns", "vCPU time from the start to the end of phases: the sum of its parts."),
+    _time("ideal_ns", "vCPU time had translation, faults and waiting been free."),
+    _time("compute_ns", "Compute and data latency of the accesses."),
+    _time("think_ns", "Pauses that the workload itself asks for."),
+    _time("translation_ns", "Walks and TLB penalties that execution did not hide."),
+    _time("guest_fault_ns", "The guest's own page faults, its zeroing included."),
+    _time("fault_wait_ns", "SLAT faults: waiting for a worker or a lock."),
+    _time("fault_service_ns", "SLAT faults: exit, allocation (direct reclaim included), zeroing, "
+          "mapping."),
+    _time("swap_in_ns", "Waiting for pages to come back from swap."),
+    _time("shootdown_ns", "Interrupted by TLB shootdowns."),
+    _time("hint_ns", "Calls over the channel to the host."),
+    _time("core_wait_ns", "Ready to run, waiting for a host core."),
+    _time("direct_reclaim_ns", "The part of fault_service_ns spent on reclaim."),
+    _time("fault_stall_ns", "Stalled by SLAT faults: wait, service and swap-in together."),
+    _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
+    _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),
+    _count("folios_reclaimed", "folios", "Folios that reclaim freed.", _HOST_ONLY),
+)
+
+RATIOS: Final[tuple[Column, ...]] = (
+    Column("slowdown", "", "ratio", "Elapsed over ideal in the interval, measured phases alone; "
+           "null where none made an access."),
+)
+
+COLUMNS: Final[tuple[Column, ...]] = KEYS + GAUGES + COUNTERS + RATIOS
+"""Every column, in the order of the timeline."""
+
+COLUMN: Final[dict[str, Column]] = {column.name: column for column in COLUMNS}
+
+KEY_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in KEYS)
+GAUGE_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in GAUGES)
+COUNTER_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in COUNTERS)
+RATIO_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in RATIOS)
+VALUE_NAMES: Final[tuple[str, ...]] = GAUGE_NAMES + COUNTER_NAMES + RATIO_NAMES
+
+ELAPSED_PARTS: Final[tuple[str, ...]] = (
+    "compute_ns",
+    "think_ns",
+    "translation_ns",
+    "guest_fault_ns",
+    "fault_wait_ns",
+    "fault_service_ns",
+    "swap_in_ns",
+    "shootdown_ns",
+    "hint_ns",
+    "core_wait_ns",
+)
+"""The parts whose sum is ``elapsed_ns``, to the nanosecond."""
+
+FAULT_STALL_PARTS: Final[tuple[str, ...]] = ("fault_wait_ns", "fault_service_ns", "swap_in_ns")
+"""The parts whose sum is ``fault_stall_ns``."""
+
+
+def names_at(scope: Scope) -> tuple[str, ...]:
+    """The value columns that have a meaning at `scope`, in order."""
+    return tuple(name for name in VALUE_NAMES if scope in COLUMN[name].scopes)
