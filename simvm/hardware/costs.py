@@ -1,0 +1,149 @@
+"""What software costs, host and guest: nanoseconds, and the figures of the swap device.
+
+The shipped set is ``data/costs.toml``; a scenario may override values by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from typing import Any, Final
+
+from simvm import units
+from simvm.errors import InvalidInput, did_you_mean
+from simvm.hardware.figures import FigureReader, Parameter, parse_toml
+from simvm.units import UnitError
+
+COSTS_FILE: Final = "costs.toml"
+
+_MAX_COST: Final = 1 << 60
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs a run uses. A name ends in its unit; the file's names have none.
+
+    `parameters` holds each as the file states it, with its source, before overrides.
+    """
+
+    slat_fault_4k_ns: int
+    """A SLAT fault that maps 4 KiB, without zeroing."""
+    slat_fault_2m_ns: int
+    slat_fault_1g_ns: int
+    host_fault_ns: int
+    """A page fault of a container, without zeroing."""
+    guest_fault_ns: int
+    """A page fault that the guest's kernel serves, without zeroing."""
+    world_switch_ns: int
+    """One way between guest and hypervisor."""
+    userfaultfd_extra_ns: int
+    """What handling by a userfaultfd thread adds to a fault."""
+    zone_lock_hold_ns: int
+    mmu_lock_hold_ns: int
+    zap_4k_ns: int
+    """Removing a 4 KiB entry and releasing its page, without the shootdown."""
+    zap_2m_ns: int
+    shootdown_base_ns: int
+    """A TLB shootdown, for its initiator; each receiver adds `shootdown_per_receiver_ns`."""
+    shootdown_per_receiver_ns: int
+    shootdown_receive_ns: int
+    """The interruption of a vCPU that receives one."""
+    reclaim_scan_ns: int
+    """Looking at one folio."""
+    swap_fault_ns: int
+    """CPU time of a major fault, beside the device."""
+    thp_split_ns: int
+    hint_call_ns: int
+    """One call over the channel, guest and VMM, beside what it makes the host do."""
+    context_switch_ns: int
+    timeslice_ns: int
+    nvme_latency_ns: int
+    nvme_parallelism: int
+    """Requests at once."""
+    nvme_bandwidth_bytes_per_s: int
+    parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False, compare=False)
+
+
+_SUFFIX: Final = {"ns": "_ns", "requests": "", "B/s": "_bytes_per_s"}
+
+
+@functools.cache
+def shipped_costs() -> dict[str, Parameter]:
+    """Every cost of the shipped set, by its name in the file."""
+    data = files("simvm.hardware").joinpath("data", COSTS_FILE).read_bytes()
+    tree = parse_toml(data, COSTS_FILE)
+    reader = FigureReader(COSTS_FILE, tree.get("source", {}))
+    for name, table in tree["costs"].items():
+        unit = table.get("unit")
+        reader.figure(name, table, unit if unit in _SUFFIX else "ns", low=0)
+    if reader.mistakes:
+        raise InvalidInput(reader.mistakes)
+    return reader.parameters
+
+
+def cost_names() -> list[str]:
+    """The names of all costs."""
+    return list(shipped_costs())
+
+
+def parse_cost(name: str, value: Any, *, text: bool = True) -> int:
+    """The integer that `value` gives the cost `name`, in the unit of that cost.
+
+    A time is written ``"6us"``, a bandwidth ``"2GiB"`` (a second), a number of requests plain.
+    Unless `text`, an integer will do for all.
+
+    Raises
+    ------
+    UnitError
+        There is no such cost, or `value` is not one.
+    """
+    parameters = shipped_costs()
+    shown = str(value)[:60] if not isinstance(value, int) or abs(value) <= _MAX_COST else "huge"
+    if name not in parameters:
+        raise UnitError(shown, "no such cost", did_you_mean(name, parameters))
+    unit = parameters[name].unit
+    example = {"ns": '"6us"', "requests": "32", "B/s": '"2GiB"'}[unit]
+    if isinstance(value, str):
+        parse = {"ns": units.parse_ns, "requests": units.parse_count, "B/s": units.parse_bytes}
+        number = parse[unit](value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        if text and unit != "requests":
+            raise UnitError(shown, "has no unit", f"such as {example}")
+        number = value
+    else:
+        raise UnitError(shown, f"must not be of the type {type(value).__name__}", example)
+    least = 0 if unit == "ns" else 1
+    if not least <= number <= _MAX_COST:
+        raise UnitError(shown, f"must be {least} or more, and at most 2^60", f"such as {example}")
+    return number
+
+
+def format_cost(name: str, value: int) -> str | int:
+    """What :func:`parse_cost` reads as `value`."""
+    unit = shipped_costs()[name].unit
+    if unit == "requests":
+        return value
+    return units.format_ns(value) if unit == "ns" else units.format_bytes(value)
+
+
+def load_costs(overrides: Mapping[str, int] | None = None) -> Costs:
+    """The shipped costs, with `overrides` by name, in the unit of each cost.
+
+    Raises
+    ------
+    UnitError
+        An override names no cost, or is out of range.
+    """
+    parameters = shipped_costs()
+    values = {name: parameter.value for name, parameter in parameters.items()}
+    for name, value in (overrides or {}).items():
+        values[name] = parse_cost(name, value, text=False)
+    return Costs(
+        **{name + _SUFFIX[parameters[name].unit]: value for name, value in values.items()},
+        parameters=dict(parameters),
+    )
+
+
+COST_FIELDS: Final = tuple(item.name for item in fields(Costs) if item.name != "parameters")

@@ -1,0 +1,414 @@
+"""The rules between the parts of a scenario.
+
+What one value may be stands with its type; here is what must hold between values:
+memory that fits, phases in an order that works, files that exist. A rule says which
+keys it looked at, so that a mistake in one of them is not reported a second time in
+other words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from simvm.errors import InvalidInput
+from simvm.hardware import load_cpu
+from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
+from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
+
+PAGE: Final = 4096
+STRUCT_PAGE_BYTES: Final = 64
+"""Per 4 KiB page (Linux, Documentation/mm/vmemmap_dedup.rst)."""
+
+_UPPER_TABLE_PAGES: Final = 16
+"""Of a region, above the tables that map 2 MiB each."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that does not hold: the key it is about, and the other keys it looked at."""
+
+    key: str
+    rule: str
+    fix: str
+    uses: tuple[str, ...] = ()
+
+
+def findings(scenario: Scenario) -> Iterator[Finding]:
+    """Every rule that `scenario` breaks."""
+    yield from _time(scenario)
+    yield from _host(scenario)
+    for name, guest in scenario.guests.items():
+        where = f"guest.{name}"
+        yield from _guest(scenario, where, guest)
+        yield from _phases(where, guest)
+        yield from _regions(where, guest)
+    phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
+    working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
+    if scenario.scenario.duration == "work" and not working:
+        yield Finding(
+            "scenario.duration", "no phase accesses memory, so there is no work to be done",
+            'add a phase with a pattern, or write duration = "60s"', ("guest",),
+        )  # fmt: skip
+
+
+def struct_page_bytes(memory: int) -> int:
+    """Bytes of ``struct page`` for `memory`."""
+    return memory // PAGE * STRUCT_PAGE_BYTES
+
+
+def _time(scenario: Scenario) -> Iterator[Finding]:
+    meta = scenario.scenario
+    if meta.quantum > meta.sample_interval:
+        yield Finding(
+            "scenario.quantum", "must not be longer than sample_interval",
+            f'write "{format_ns(meta.sample_interval)}" or less', ("scenario.sample_interval",),
+        )  # fmt: skip
+    if isinstance(meta.duration, int) and meta.warmup >= meta.duration:
+        yield Finding(
+            "scenario.warmup", "must be shorter than duration",
+            f'write less than "{format_ns(meta.duration)}"', ("scenario.duration",),
+        )  # fmt: skip
+
+
+def _host(scenario: Scenario) -> Iterator[Finding]:
+    host = scenario.host
+    try:
+        load_cpu(host.cpu)
+    except InvalidInput as error:
+        for mistake in error.mistakes:
+            inner = f"{mistake.key}: " if mistake.key not in ("", "cpu") else ""
+            yield Finding("host.cpu", f"{inner}{mistake.rule}", mistake.fix)
+    if host.table_levels == 4 and host.memory > 64 * TIB:
+        yield Finding(
+            "host.memory", "4 table levels serve 64 TiB of RAM at most",
+            "write table_levels = 5, or less memory", ("host.table_levels",),
+        )  # fmt: skip
+    yield from _backing(scenario)
+    fixed = host.kernel_reserved + struct_page_bytes(host.memory)
+    pool = host.hugetlb.size if host.hugetlb else 0
+    if fixed + pool >= host.memory:
+        yield Finding(
+            "host.hugetlb.size" if pool else "host.memory",
+            f"struct pages and kernel_reserved ({human_bytes(fixed)})"
+            + (f" and the hugetlb pool ({human_bytes(pool)})" if pool else "")
+            + f" leave nothing of {human_bytes(host.memory)}",
+            "give the host more memory" + (", or a smaller pool" if pool else ""),
+            ("host.memory", "host.kernel_reserved", "host.hugetlb"),
+        )
+    if (host.reclaim.min_free or 0) * 2 >= host.memory - fixed - pool > 0:
+        yield Finding(
+            "host.reclaim.min_free", "must be less than half of the memory that is left to guests",
+            "write less, or leave it out", ("host.memory", "host.kernel_reserved", "host.hugetlb"),
+        )  # fmt: skip
+    if host.fault_workers != 1 and host.fault_path != "userfaultfd":
+        yield Finding(
+            "host.fault_workers", "only the path userfaultfd has workers",
+            'remove it, or write fault_path = "userfaultfd"', ("host.fault_path",),
+        )  # fmt: skip
+    if host.swap.device != "none" and not host.swap.size:
+        yield Finding(
+            "host.swap.size", "a swap device needs a size", 'add size = "32GiB"',
+            ("host.swap.device",),
+        )  # fmt: skip
+
+
+def _backing(scenario: Scenario) -> Iterator[Finding]:
+    host, uses = scenario.host, ("host.backing", "host.page_size", "host.hugetlb")
+    page = format_bytes(host.page_size)
+    if host.backing != "hugetlb":
+        if host.page_size == GIB:
+            yield Finding(
+                "host.page_size", "only hugetlb backs 1 GiB at once",
+                'write backing = "hugetlb" and a pool, or page_size = "2MiB"', uses,
+            )  # fmt: skip
+    elif host.page_size == PAGE:
+        yield Finding(
+            "host.page_size", "hugetlb backs whole pages of 2MiB or 1GiB",
+            'write page_size = "2MiB" or "1GiB"', uses,
+        )  # fmt: skip
+    elif host.hugetlb is None:
+        yield Finding(
+            "host.hugetlb", "backing = \"hugetlb\" needs a pool",
+            f'add hugetlb = {{ page_size = "{page}", size = "32GiB" }}', uses,
+        )  # fmt: skip
+    elif host.hugetlb.page_size != host.page_size:
+        yield Finding(
+            "host.hugetlb.page_size", "the pool's pages must be of host.page_size",
+            f'write page_size = "{page}"', uses,
+        )  # fmt: skip
+    if host.hugetlb is not None and host.hugetlb.size % host.hugetlb.page_size:
+        whole = -(-host.hugetlb.size // host.hugetlb.page_size) * host.hugetlb.page_size
+        yield Finding(
+            "host.hugetlb.size", "must be whole pages of the pool",
+            f'write "{format_bytes(whole)}"', ("host.hugetlb.page_size",),
+        )  # fmt: skip
+
+
+def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Finding]:
+    host = scenario.host
+    swap = host.swap.size if host.swap.device != "none" else 0
+    if guest.memory > host.memory + swap:
+        yield Finding(
+            f"{where}.memory",
+            f"one guest must not have more than the host's memory and swap, "
+            f"{human_bytes(host.memory + swap)}",
+            f'write "{format_bytes(host.memory + swap)}" or less',
+            ("host.memory", "host.swap"),
+        )
+    pool = host.hugetlb.size if host.hugetlb and host.backing == "hugetlb" else guest.memory
+    if guest.memory > pool:
+        yield Finding(
+            f"{where}.memory", f"one guest must not have more than the pool, {human_bytes(pool)}",
+            f'write "{format_bytes(pool)}" or less, or a larger pool',
+            ("host.hugetlb", "host.backing"),
+        )  # fmt: skip
+    if guest.memory_max != guest.memory:
+        yield Finding(
+            f"{where}.memory_max", "must be memory: hotplug is not modelled yet",
+            f'remove it, or write "{format_bytes(guest.memory)}"', (f"{where}.memory",),
+        )  # fmt: skip
+    reach = 1 << (46 if min(guest.table_levels, host.table_levels) == 4 else 52)
+    if guest.memory > reach:
+        yield Finding(
+            f"{where}.memory", f"4 table levels serve {human_bytes(reach)} at most",
+            "write table_levels = 5 for guest and host, or less memory",
+            (f"{where}.table_levels", "host.table_levels"),
+        )  # fmt: skip
+    if guest.stop is not None and guest.stop <= guest.start:
+        yield Finding(
+            f"{where}.stop", "must be later than start",
+            f'write more than "{format_ns(guest.start)}"', (f"{where}.start",),
+        )  # fmt: skip
+    if guest.stagger and guest.count == 1:
+        yield Finding(
+            f"{where}.stagger", "one guest alone cannot be staggered", "remove it, or raise count",
+            (f"{where}.count",),
+        )  # fmt: skip
+
+
+# --- phases -----------------------------------------------------------------------------
+
+
+def _phases(where: str, guest: GuestClass) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for phase in guest.workload:
+        at = f"{where}.workload.{phase.name}"
+        if phase.name in seen:
+            yield Finding(
+                f"{at}.name", f"two phases have the name {phase.name!r}", "give each its own"
+            )
+        seen.add(phase.name)
+        for key, rule, fix in (*_loop(phase), *_trace(phase), *_rest(phase)):
+            yield Finding(f"{at}.{key}", rule, fix, (at,))
+        if phase.threads > guest.vcpus:
+            yield Finding(
+                f"{at}.threads", f"the guest has {guest.vcpus} vCPUs",
+                f"write {guest.vcpus} or less, or raise vcpus", (f"{where}.vcpus",),
+            )  # fmt: skip
+    widest: dict[str, int] = {}
+    for phase in guest.workload:
+        widest[phase.task] = max(widest.get(phase.task, 0), phase.threads)
+    if len(widest) > 1 and max(widest.values()) <= guest.vcpus < sum(widest.values()):
+        yield Finding(
+            f"{where}.vcpus",
+            f"the tasks {', '.join(widest)} run side by side and need {sum(widest.values())}",
+            f"write vcpus = {sum(widest.values())}, or fewer threads", (f"{where}.workload",),
+        )  # fmt: skip
+
+
+_Wrong = tuple[str, str, str]
+
+
+def _loop(phase: Phase) -> Iterator[_Wrong]:
+    """Closed loop, open loop, or no accesses at all."""
+    open_keys = ("rate", "accesses_per_request", "duration")
+    given = [key for key in open_keys if getattr(phase, key) is not None]
+    if phase.pattern is None:
+        for key in ("accesses", *open_keys):
+            if getattr(phase, key) is not None:
+                yield key, "accesses need a pattern", 'add pattern = { kind = "uniform" }'
+        if phase.allocate is None and phase.free == "none":
+            yield "pattern", "the phase does nothing", "add allocate, a pattern, or free"
+        return
+    if phase.accesses is not None and given:
+        fix = f"remove accesses, or {', '.join(given)}"
+        yield "accesses", "a phase is a closed loop (accesses) or an open one (rate)", fix
+    elif given:
+        for key in open_keys:
+            if key not in given:
+                example = {"rate": '"10k"', "accesses_per_request": "100", "duration": '"10s"'}[key]
+                yield key, f"an open loop needs {', '.join(open_keys)}", f"add {key} = {example}"
+        if phase.think_time:
+            yield "think_time", "belongs to a closed loop", "remove it"
+    elif phase.accesses is None and not isinstance(phase.pattern, TracePattern):
+        yield "accesses", "is required", 'add accesses = "5M" (or rate, for an open loop)'
+
+
+def _trace(phase: Phase) -> Iterator[_Wrong]:
+    if not isinstance(phase.pattern, TracePattern):
+        return
+    if phase.allocate is not None:
+        yield "allocate", "a trace says itself how large its region is", "remove it"
+    if phase.write_fraction:
+        yield "write_fraction", "a trace says itself what is written", "remove it"
+    if phase.threads != 1:
+        yield "threads", "a trace is the order of one thread's accesses", "write threads = 1"
+    try:
+        trace_region_bytes(phase.pattern.file)
+    except InvalidInput as error:
+        for mistake in error.mistakes:
+            inner = f" ({mistake.key} = {mistake.value})" if mistake.key else ""
+            yield "pattern.file", mistake.rule + inner, mistake.fix
+
+
+def _rest(phase: Phase) -> Iterator[_Wrong]:
+    makes = phase.allocate is not None or isinstance(phase.pattern, TracePattern)
+    if phase.repeat > 1 and makes and phase.free != "all":
+        fix = 'write free = "all", or allocate in a phase of its own'
+        yield "repeat", "a phase that allocates and is repeated must free all", fix
+    if phase.every is not None and phase.repeat == 1:
+        yield "every", "means nothing without repeat", "remove it, or write repeat = 2 or more"
+
+
+def trace_region_bytes(file: str) -> int:
+    """Size of the region that a trace replays in.
+
+    Raises
+    ------
+    InvalidInput
+        There is no such file, or it is no whole trace.
+    """
+    from simvm.workload.trace import builtin_trace, read_header
+
+    return read_header(builtin_trace() if file == BUILTIN_TRACE else Path(file)).region_bytes
+
+
+# --- regions ----------------------------------------------------------------------------
+
+
+def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
+    """Follow the regions through the phases: made before used, and within the guest's memory."""
+    uses = (f"{where}.workload", f"{where}.memory", f"{where}.boot", f"{where}.page_size",
+            f"{where}.virtualization")  # fmt: skip
+    live: dict[tuple[str, str], int] = {}
+    made_by: dict[tuple[str, str], str] = {}
+    peaks: dict[str, int] = {}
+    for phase in guest.workload:
+        at, place = f"{where}.workload.{phase.name}", (phase.process, phase.region)
+        size = _made(phase)
+        if size is not None:
+            if place in live:
+                yield Finding(
+                    f"{at}.region", f"{phase.region!r} is there already",
+                    "free it first, or choose another name", uses,
+                )  # fmt: skip
+            live[place], made_by[place] = _rounded(guest, size), phase.task
+        if place not in live:
+            yield Finding(
+                f"{at}.region", f"no earlier phase of the process {phase.process!r} allocates "
+                f"{phase.region!r}" + (", or it was freed" if place in made_by else ""),
+                'add allocate = "1GiB"', uses,
+            )  # fmt: skip
+            continue
+        yield from (Finding(f"{at}.{key}", rule, fix, uses) for key, rule, fix in
+                    _fits_region(phase, live[place]))  # fmt: skip
+        held = sum(bytes_ for key, bytes_ in live.items() if made_by[key] == phase.task)
+        peaks[phase.task] = max(peaks.get(phase.task, 0), held)
+        if size is not None and sum(peaks.values()) > guest_capacity(guest, live.values()):
+            yield _too_much(at, guest, sum(peaks.values()), live.values(), uses)
+            return
+        yield from _freed(at, guest, phase, live, uses)
+
+
+def _made(phase: Phase) -> int | None:
+    """Size of the region that a phase makes; None if it makes none, or none that is known."""
+    if isinstance(phase.pattern, TracePattern):
+        try:
+            return trace_region_bytes(phase.pattern.file)
+        except InvalidInput:
+            return PAGE  # reported where the trace is checked
+    return phase.allocate
+
+
+def _rounded(guest: GuestClass, size: int) -> int:
+    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    return -(-size // page) * page
+
+
+def _fits_region(phase: Phase, size: int) -> Iterator[_Wrong]:
+    """What a pattern asks of the size of its region."""
+    pattern = phase.pattern
+    if pattern is None:
+        return
+    for key in ("stride", "granule"):
+        step = getattr(pattern, key, 0)
+        if step > size:
+            fix = f'write "{format_bytes(size)}" or less'
+            yield f"pattern.{key}", f"must not exceed the region, {human_bytes(size)}", fix
+    if pattern.kind in ("hot_cold", "drifting") and size < 2 * PAGE:
+        yield "pattern.kind", "needs a region of two pages or more", 'allocate "8KiB" or more'
+    if pattern.kind in ("sequential", "strided") and size < phase.threads * PAGE:
+        yield "threads", "each needs a 4 KiB page of the region", f"write {size // PAGE} or less"
+
+
+def _freed(
+    at: str,
+    guest: GuestClass,
+    phase: Phase,
+    live: dict[tuple[str, str], int],
+    uses: tuple[str, ...],
+) -> Iterator[Finding]:
+    """Take what the phase frees out of `live`."""
+    place = (phase.process, phase.region)
+    if phase.free == "all":
+        del live[place]
+        return
+    if phase.free == "none":
+        return
+    size = int(phase.free) * phase.repeat
+    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    if int(phase.free) % page:
+        yield Finding(
+            f"{at}.free", f"must be whole guest pages of {format_bytes(page)}",
+            f'write "{format_bytes(_rounded(guest, int(phase.free)))}"', uses,
+        )  # fmt: skip
+    elif size > live[place] or (size == live[place] and phase.repeat > 1):
+        yield Finding(
+            f"{at}.free", f"frees more than the region's {human_bytes(live[place])}",
+            'write free = "all", or less', uses,
+        )  # fmt: skip
+    elif size == live[place]:
+        del live[place]
+    else:
+        live[place] -= size
+
+
+def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
+    """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
+    if guest.virtualization != "nested":
+        return guest.memory
+    kernel = guest.boot + struct_page_bytes(guest.memory)
+    if guest.page_size == GIB:
+        return max(0, guest.memory // GIB - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
+    tables = sum((size // (2 * MIB) + _UPPER_TABLE_PAGES) * PAGE for size in regions)
+    return max(0, guest.memory - kernel - tables)
+
+
+def _too_much(
+    at: str, guest: GuestClass, needed: int, regions: Iterable[int], uses: tuple[str, ...]
+) -> Finding:
+    capacity = guest_capacity(guest, regions)
+    more = guest.memory + needed - capacity
+    unit = GIB if guest.page_size == GIB else 2 * MIB
+    rule = (
+        f"the regions that live together take {human_bytes(needed)}, and {human_bytes(capacity)} "
+        f"of the guest's {human_bytes(guest.memory)} are left for them"
+    )
+    if guest.virtualization == "nested":
+        rule += " beside boot, struct pages and page tables"
+        rule += " (in whole pages of 1 GiB)" if guest.page_size == GIB else ""
+    fix = f'allocate less, or write memory = "{format_bytes(-(-more // unit) * unit)}"'
+    return Finding(f"{at}.allocate", rule, fix, uses)
