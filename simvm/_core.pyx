@@ -420,10 +420,11 @@ cdef int set_up_part(cache.Assoc *a, part, int values) except -1:
     policies = {"lru": cache.LRU, "plru": cache.PLRU}
     if part.entries == 0:
         return 0
-    if part.entries < 0 or part.ways < 1 or part.ways > 64 or part.entries % part.ways:
-        raise ValueError(f"{part} must have entries that are a multiple of its 1 to 64 ways")
     if part.policy not in policies:
         raise ValueError(f"{part} must replace by lru or plru")
+    most = 64 if part.policy == "plru" else 4096  # a tree's bits fit in one word
+    if part.entries < 0 or part.ways < 1 or part.ways > most or part.entries % part.ways:
+        raise ValueError(f"{part} must have entries that are a multiple of its 1 to {most} ways")
     if cache.assoc_init(a, part.entries, part.ways, policies[part.policy], values) != 0:
         raise MemoryError()
     return 0

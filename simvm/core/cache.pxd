@@ -13,9 +13,11 @@ cdef extern from *:
     #if defined(__GNUC__)
     #define SIMVM_CTZ(x) __builtin_ctzll(x)
     #define SIMVM_LIKELY(x) __builtin_expect(!!(x), 1)
+    #define SIMVM_PREFETCH(x) __builtin_prefetch(x)
     #else
     static int SIMVM_CTZ(unsigned long long x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return n; }
     #define SIMVM_LIKELY(x) (x)
+    #define SIMVM_PREFETCH(x) ((void)(x))
     #endif
     static inline uint64_t simvm_mulhi(uint64_t a, uint64_t b) {
     #if defined(__SIZEOF_INT128__)
@@ -30,6 +32,7 @@ cdef extern from *:
     """
     int count_trailing_zeros "SIMVM_CTZ"(uint64_t x) nogil
     bint likely "SIMVM_LIKELY"(bint x) nogil
+    void prefetch "SIMVM_PREFETCH"(const void *x) nogil
     uint64_t mul_high "simvm_mulhi"(uint64_t a, uint64_t b) nogil
 
 cdef enum:

@@ -135,8 +135,11 @@ cdef class Stream:
         return s
 
     @classmethod
-    def zipf(cls, bit_generator, size, slots, uint64_t scatter, write_fraction=0.0):
-        """Pages by rank through an alias table: rows (threshold, alias, first rank, width)."""
+    def zipf(cls, bit_generator, size, slots, uint64_t scatter, uint64_t granule=4096, write_fraction=0.0):
+        """Nodes of `granule` bytes by rank, each read and written in its first page.
+
+        `slots` is an alias table: rows (threshold, alias, first rank, width).
+        """
         cdef Stream s = cls(bit_generator, size, write_fraction)
         cdef const uint32_t[:, ::1] view = slots
         if view.shape[1] != 4 or view.shape[0] == 0:
@@ -146,6 +149,9 @@ cdef class Stream:
         s.c.slots = <stream.AliasSlot *>&view[0, 0]
         s.c.n_slots = view.shape[0]
         s.c.scatter = scatter
+        s.c.granule, s.c.nodes = granule, size // granule
+        if granule < 4096 or granule > size or view[view.shape[0] - 1, 2] + view[view.shape[0] - 1, 3] > s.c.nodes:
+            raise ValueError("ranks and nodes must lie within the region")
         return s
 
     @classmethod
@@ -200,6 +206,8 @@ cdef class Stream:
         cdef uint64_t largest = 0
         for i in range(accesses.shape[0]):
             largest = max(largest, accesses[i])
+        if self.c.at < self.c.n:
+            raise ValueError("the last chunk is not used up")
         if self.c.kind != stream.TRACE or (largest >> 1) >= self.c.bytes:
             raise ValueError("a trace's accesses must lie within its region")
         self.keep = accesses
@@ -212,18 +220,20 @@ cdef class Stream:
         cdef uint64_t[::1] out = np.empty(n, dtype=np.uint64)
         cdef int i
         for i in range(n):
-            if self.c.kind == stream.TRACE and self.c.position == self.c.trace_length:
+            if not stream.stream_ready(&self.c):
                 return np.asarray(out)[:i]
-            out[i] = stream.stream_next(&self.c)
+            out[i] = self.c.next[self.c.at]
+            stream.stream_consume(&self.c)
         return np.asarray(out)
 
     @property
     def digest(self):
-        """A 64-bit digest of every access drawn so far, in order."""
+        """A 64-bit digest of every access done so far, in order."""
         return self.c.digest
 
     @property
     def drawn(self):
+        """Accesses done so far."""
         return self.c.drawn
 
 

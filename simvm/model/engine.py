@@ -1,0 +1,183 @@
+"""One run: a host and its guests from time 0 to the end, sampled and checked.
+
+The order of events at one time is SimPy's: urgent before normal, then as scheduled.
+Guests are made in the order of the file, so a run depends on the scenario and its seed
+alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import simpy
+
+from simvm.hardware import load_costs, load_cpu
+from simvm.model import ledger
+from simvm.model.accounts import Stopwatch
+from simvm.model.clock import Clock
+from simvm.model.faults import make_fault_path
+from simvm.model.guest import Guest
+from simvm.model.host import Host
+from simvm.model.queues import Process
+from simvm.model.sampling import Sampler
+from simvm.model.summary import Summary
+from simvm.model.tasks import Task, make_tasks
+from simvm.model.vcpu import GuestKilled
+
+if TYPE_CHECKING:
+    from simvm.recorder import Recorder
+    from simvm.scenario import Scenario
+
+Watcher = Callable[[int, int, int | None], None]
+"""Told at each sample: simulated ns, accesses done, accesses in all (None: not known)."""
+
+
+def thorough() -> bool:
+    """Whether SIMVM_DEBUG asks for the thorough invariants."""
+    return os.environ.get("SIMVM_DEBUG", "0") not in ("", "0")
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C fills; the second one interrupts as usual."""
+    stop: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, _: FrameType | None) -> None:
+        stop.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Simulation:
+    """A scenario (resolved, one variant) under way."""
+
+    def __init__(
+        self, scenario: Scenario, recorder: Recorder, watcher: Watcher | None = None
+    ) -> None:
+        self._scenario = scenario
+        self._watcher = watcher
+        self.env = Clock()
+        host = Host(
+            self.env, scenario, load_cpu(scenario.host.cpu), load_costs(scenario.host.costs)
+        )
+        self.host = host
+        path = make_fault_path(host)
+        self.guests: list[Guest] = []
+        for name, config in scenario.guests.items():
+            for index in range(config.count):
+                self.guests.append(Guest(host, scenario, name, index, len(self.guests) + 1, path))
+        self.tasks: dict[int, list[Task]] = {g.owner: make_tasks(g) for g in self.guests}
+        self._sampler = Sampler(host, self.guests, recorder, scenario.scenario.warmup)
+        self._thorough = thorough()
+        self.partial = False
+
+    def run(self) -> None:
+        """To the end of the scenario; Ctrl-C ends it early and marks it partial."""
+        meta = self._scenario.scenario
+        lives = [self.env.process(self._life(guest)) for guest in self.guests]
+        end = self.env.all_of(lives) if meta.duration == "work" else self.env.timeout(meta.duration)
+        self.env.process(self._samples())
+        with interruptible() as stop:
+            # Between two events everything is consistent, so there a run may end.
+            while not end.processed and not stop:
+                self.env.step()
+        self.partial = bool(stop)
+        for tasks in self.tasks.values():
+            for task in tasks:
+                task.close_record()
+        self._check()
+        self._sampler.sample()
+
+    def summary(self, *, variant: str, digest: str) -> dict[str, Any]:
+        """What came of it; after `run`."""
+        build = Summary(self._scenario, self.host, self._sampler, self.tasks).build
+        return build(
+            self.guests, variant=variant, seed=self._scenario.scenario.seed, digest=digest,
+            partial=self.partial,
+        )  # fmt: skip
+
+    @property
+    def accesses(self) -> int:
+        """Accesses done by all guests."""
+        return sum(v.mmu.counters()["accesses"] for g in self.guests for v in g.vcpus)
+
+    def _life(self, guest: Guest) -> Process:
+        config = guest.config
+        yield self.env.timeout(config.start + guest.index * config.stagger)
+        try:
+            guest.create()
+        except MemoryError:
+            guest.failure = "the host has no memory to start it"
+            return
+        if config.stop is not None:
+            self.env.process(self._stop(guest, config.stop))
+        boot = self.env.process(self._boot(guest))
+        guest.activities.append(boot)
+        yield boot
+        guest.activities.remove(boot)
+        if guest.alive:
+            tasks = [self.env.process(task.run()) for task in self.tasks[guest.owner]]
+            guest.activities += tasks
+            yield self.env.all_of(tasks)
+
+    def _boot(self, guest: Guest) -> Process:
+        """Start the VMM; back boot footprint and struct pages: the guest's kernel writes them."""
+        first = guest.vcpus[0]
+        try:
+            if guest.nested:
+                watch = Stopwatch(first.account, self.env.now)
+                yield from first.populate_vmm(guest.config.vmm_overhead)
+                yield from first.write_by_kernel(0, guest.kernel_bytes)
+                watch.stop(self.env.now, f"{guest.name}: boot")
+        except (simpy.Interrupt, GuestKilled):
+            pass
+        finally:
+            first.leave_core()
+
+    def _stop(self, guest: Guest, at: int) -> Process:
+        yield self.env.timeout(max(0, at - self.env.now))
+        if guest.alive:
+            guest.kill(None)
+
+    def _samples(self) -> Process:
+        interval = self._scenario.scenario.sample_interval
+        total = self._work()
+        while True:
+            self._check()
+            self._sampler.sample()
+            if self._watcher is not None:
+                self._watcher(self.env.now, self.accesses, total)
+            yield self.env.timeout(interval)
+
+    def _check(self) -> None:
+        """The cheap invariants in every run, the thorough ones on request."""
+        ledger.balance(self.host)
+        if self._thorough:
+            ledger.audit(self.host)
+
+    def _work(self) -> int | None:
+        """Accesses of all closed-loop phases; None when there is an open loop or a trace."""
+        total = 0
+        for config in self._scenario.guests.values():
+            for phase in config.workload:
+                if phase.pattern is not None:
+                    if phase.accesses is None:
+                        return None
+                    total += phase.accesses * phase.repeat * config.count
+        return total
+

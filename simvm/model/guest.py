@@ -1,0 +1,344 @@
+"""A guest: its memory, processes and named regions, and its life from boot to death.
+
+A virtual machine has guest-physical memory of its own, guest page tables in it and a SLAT
+that backs it; a container has one page table that the host fills. What the guest's kernel
+needs (boot footprint, struct pages, page tables) lies in guest memory and is backed like
+the rest.
+
+Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import simpy
+
+from simvm import _core
+from simvm.hardware.geometry import ORDER_BYTES
+from simvm.model.channels import CHANNELS
+from simvm.model.host import PAGE, STRUCT_PAGE_BYTES
+from simvm.model.queues import Channels
+from simvm.model.vcpu import VirtualCpu
+
+if TYPE_CHECKING:
+    from simvm.model.faults import FaultPath
+    from simvm.model.host import Host
+    from simvm.scenario import GuestClass, Scenario
+
+PEAKS = (
+    "backed_bytes",
+    "touched_bytes",
+    "tables_bytes",
+    "deposited_tables_bytes",
+    "swapped_bytes",
+)
+FIRST_ADDRESS = 1 << 40   # of a process's regions: a kernel is not among them
+GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
+
+
+class NamedRegion:
+    """A region of a process, under the name that the host may see."""
+
+    def __init__(self, process: str, name: str, core: _core.Region) -> None:
+        self.process = process
+        self.name = name
+        self.core = core
+
+
+class Space:
+    """A process: its address space and, in a virtual machine, its guest page table."""
+
+    def __init__(self, core: _core.AddressSpace, table: _core.PageTable | None, first: int) -> None:
+        self.core = core
+        self.table = table
+        self.next_address = first
+
+
+class Guest:
+    """One virtual machine or container."""
+
+    def __init__(
+        self, host: Host, scenario: Scenario, class_: str, index: int, owner: int, path: FaultPath
+    ) -> None:
+        config = scenario.guests[class_]
+        self.host = host
+        self.scenario = scenario
+        self.config: GuestClass = config
+        self.class_ = class_
+        self.index = index
+        self.owner = owner
+        self.nested = config.virtualization == "nested"
+        self.fault_path = path
+        self.channel = CHANNELS[config.channel.kind if self.nested else "none"]()
+        self.mmu_lock = Channels()
+        self.invalidations = 0
+        self.fault_retries = 0
+        self.shootdowns = 0
+        self.hint_calls = 0
+        self.host_splits = 0
+        self.swap_outs = 0
+        self.swap_ins = 0
+        self.refaults = 0
+        self.requests = 0
+        self.measured_elapsed_ns = 0
+        self.measured_ideal_ns = 0
+        self.oom_kills = 0
+        self.reads: dict[int, simpy.Event] = {}
+        self.processes: dict[str, Space] = {}
+        self.regions: dict[tuple[str, str], NamedRegion] = {}
+        self.activities: list[simpy.Process] = []
+        self.stream_digest = hashlib.sha256()
+        self.failure: str | None = None
+        self.alive = False
+        self.vmm_pages: list[int] = []
+        self.kernel_bytes = 0
+        self.noted = dict.fromkeys(PEAKS, 0)
+        self.peaks = dict.fromkeys(PEAKS, 0)
+        self.memory = _core.BlockAllocator(config.memory if self.nested else 0)
+        self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.class_}.{self.index}"
+
+    # --- life ---------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make what the guest needs before it runs: its SLAT and its guest-physical memory."""
+        host = self.host.settings
+        levels = host.table_levels if self.nested else self.config.table_levels
+        frames = self.host.memory.frames
+        table = _core.PageTable(levels, frames, mirrored=self.nested)
+        self.backing = _core.Backing(
+            self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
+            self.config.memory if self.nested else 0,
+            deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
+        )  # fmt: skip
+        self.slat = table
+        self.kernel_space = _core.AddressSpace(0, table, None)
+        self.alive = True
+        self.host.guests[self.owner] = self
+        self.note_backed()
+        if self.nested:
+            size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
+            self.kernel_bytes = -(-size // PAGE) * PAGE
+            self.memory.reserve_low(self.kernel_bytes)
+
+    def process(self, name: str) -> Space:
+        """The address space of a process, made when first asked for."""
+        if name not in self.processes:
+            asid = len(self.processes) + 1
+            if self.nested:
+                table = _core.PageTable(self.config.table_levels, self.memory)
+                core = _core.AddressSpace(asid, self.slat, table)
+                self.processes[name] = Space(core, table, FIRST_ADDRESS)
+            else:
+                # Containers share one table; each process has its own part of it.
+                core = _core.AddressSpace(asid, self.slat, None)
+                self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
+        return self.processes[name]
+
+    def allocate(self, process: str, name: str, size: int) -> NamedRegion:
+        """Make a named region of `size` bytes, rounded up to guest pages. Nothing is touched."""
+        space = self.process(process)
+        order = ORDER_BYTES.index(self.config.page_size) if self.nested else 0
+        page = ORDER_BYTES[order]
+        size = -(-size // page) * page
+        zeroing = self.nested and self.config.zeroing == "guest"
+        core = _core.Region(space.next_address, size, order, zeroing)
+        space.next_address += -(-size // GUARD) * GUARD + GUARD
+        region = self.regions[process, name] = NamedRegion(process, name, core)
+        return region
+
+    def free(self, region: NamedRegion, size: int | Literal["all"]) -> list[tuple[int, int]]:
+        """Free a region or its tail: the guest-physical extents that are now free."""
+        size = region.core.size if size == "all" else size
+        self.note_backed()
+        space = self.processes[region.process]
+        if space.table is None:
+            return [(region.core.base + region.core.size - size, size)]
+        extents = region.core.unmap_tail(space.table, self.memory, size)
+        for vcpu in self.vcpus:
+            vcpu.invalidate((space.core.asid, 0, 1 << 57))
+        self._drop_if_empty(region)
+        return extents
+
+    def forget(self, region: NamedRegion, size: int) -> None:
+        """A container's region has lost its tail."""
+        region.core.forget_tail(size)
+        self._drop_if_empty(region)
+
+    def _drop_if_empty(self, region: NamedRegion) -> None:
+        if region.core.size == 0:
+            del self.regions[region.process, region.name]
+
+    def fail(self, reason: str) -> None:
+        """The guest cannot go on, and not for lack of the host's memory."""
+        self.kill(reason)
+
+    def kill(self, reason: str | None, oom: bool = False) -> None:
+        """End the guest: give everything back. Its own process must stop by itself."""
+        self.failure = reason
+        self.oom_kills += oom
+        self.note_backed()
+        active = self.host.env.active_process
+        for activity in self.activities:
+            if activity.is_alive and activity is not active:
+                activity.interrupt(reason)
+        self.host.swap.free_slots([int(slot) for slot in self.backing.destroy()])
+        for page in self.vmm_pages:
+            self.host.memory.frames.free_4k(page)
+        self.vmm_pages = []
+        self.regions.clear()
+        self.alive = False
+        del self.host.guests[self.owner]
+        self.note_backed()
+
+    # --- what the host does to it -------------------------------------------------------
+
+    def invalidate(self, address: int, size: int) -> None:
+        """A mapping of [address, address + size) changed: every vCPU drops what it must."""
+        self.invalidations += 1
+        for vcpu in self.vcpus:
+            if self.nested:
+                vcpu.invalidate(None)
+            else:
+                vcpu.invalidate((address // FIRST_ADDRESS, address, size))
+
+    def shoot_down(self) -> int:
+        """Interrupt the running vCPUs and wait for them; ns of the one who asks."""
+        costs = self.host.costs
+        running = [vcpu for vcpu in self.vcpus if vcpu.running]
+        for vcpu in running:
+            vcpu.kick()
+        self.shootdowns += 1
+        cost = costs.shootdown_base_ns + costs.shootdown_per_receiver_ns * len(running)
+        self.mmu_lock.reserve(self.host.env.now, costs.mmu_lock_hold_ns)
+        return cost
+
+    def zap(self, start: int, length: int) -> int:
+        """Unmap and free a range of the backing; what that costs its caller, in ns."""
+        costs = self.host.costs
+        self.note_backed()
+        leaves, splits, slots = self.backing.zap(start, length)
+        self.host.swap.free_slots([int(slot) for slot in slots])
+        self.note_backed()
+        self.host_splits += splits
+        if not (sum(leaves) or splits):
+            return 0
+        self.invalidate(start, length)
+        cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
+        return cost + splits * costs.thp_split_ns + self.shoot_down()
+
+    def swapped_in(self, address: int, slot: int, frame: int) -> None:
+        """Map a page that came back, on the list where the policy wants it."""
+        which, refault = self.host.reclaimer.refault_list(slot)
+        self.backing.swap_in(address, frame, which)
+        self.host.swap.free_slots([slot])
+        self.swap_ins += 1
+        self.refaults += refault
+        self.note_backed()
+
+    # --- what it holds ------------------------------------------------------------------
+
+    def note_backed(self) -> None:
+        """Keep peaks: they are of every moment, not only of samples.
+
+        Called after anything that made the guest hold more, and before it holds less.
+        """
+        now = self.holdings()
+        if now != self.noted:
+            for name, size in now.items():
+                self.host.note(name, size - self.noted[name])
+                self.peaks[name] = max(self.peaks[name], size)
+            self.noted = now
+
+    def holdings(self) -> dict[str, int]:
+        """The gauges whose peaks are kept, in bytes."""
+        if not self.alive:
+            return dict.fromkeys(PEAKS, 0)
+        return {
+            "backed_bytes": self.backed_bytes,
+            "touched_bytes": self.touched_bytes,
+            "tables_bytes": self.slat_table_bytes + self.host_table_bytes + self.guest_table_bytes,
+            "deposited_tables_bytes": self.deposited_bytes,
+            "swapped_bytes": self.swapped_bytes,
+        }
+
+    @property
+    def backed_by_order(self) -> tuple[int, int, int]:
+        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves."""
+        if not self.alive:
+            return 0, 0, 0
+        leaves = self.slat.leaves
+        return leaves[0] * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
+
+    @property
+    def backed_bytes(self) -> int:
+        return sum(self.backed_by_order)
+
+    @property
+    def swapped_bytes(self) -> int:
+        return self.slat.swapped_pages * PAGE if self.alive else 0
+
+    @property
+    def slat_table_bytes(self) -> int:
+        """The SLAT. A container has none: its page table is the host's."""
+        return self.slat.table_pages * PAGE if self.alive and self.nested else 0
+
+    @property
+    def host_table_bytes(self) -> int:
+        """Page tables of the VMM process, or of a container."""
+        if not self.alive:
+            return 0
+        pages = self.slat.mirror_pages if self.nested else self.slat.table_pages
+        return pages * PAGE
+
+    @property
+    def guest_table_bytes(self) -> int:
+        """Page tables inside the guest."""
+        return sum(table.table_pages for table in self._guest_tables()) * PAGE
+
+    @property
+    def guest_deposit_bytes(self) -> int:
+        """Page tables that the guest keeps for splitting its own huge pages."""
+        return sum(table.deposited_pages for table in self._guest_tables()) * PAGE
+
+    @property
+    def deposited_bytes(self) -> int:
+        """Deposited page tables, the host's and the guest's."""
+        return self.slat.deposited_pages * PAGE + self.guest_deposit_bytes if self.alive else 0
+
+    def _guest_tables(self) -> list[_core.PageTable]:
+        if not self.alive:
+            return []
+        return [space.table for space in self.processes.values() if space.table is not None]
+
+    @property
+    def touched_bytes(self) -> int:
+        """4 KiB for each page accessed: regions, and what the kernel itself wrote."""
+        if not self.alive:
+            return 0
+        regions = sum(region.core.touched_bytes for region in self.regions.values())
+        return regions + self.kernel_bytes + self.guest_table_bytes + self.guest_deposit_bytes
+
+    @property
+    def stranded_bytes(self) -> int:
+        """Backed by the host but free in the guest."""
+        return self.backing.stranded_bytes(self.memory) if self.alive and self.nested else 0
+
+    def note_stream(self, label: str, digest: int) -> None:
+        """Add the digest of a finished stream to the guest's."""
+        self.stream_digest.update(f"{label}={digest:016x};".encode())
+
+    def claim(self, claimed: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> bool:
+        """Mark every host page that this guest owns; False when one has an owner already."""
+        alone = self.backing.claim(claimed)
+        for page in self.vmm_pages:
+            word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
+            alone = alone and not claimed[word] & bit
+            claimed[word] |= bit
+        return alone

@@ -1,0 +1,103 @@
+"""The host: RAM and its watermarks, cores, locks, guests, and the swap device.
+
+Memory is taken in 2 MiB blocks that can be broken into 4 KiB and made whole again
+(`simvm/core/blocks.pxd`); what the host itself needs (struct pages, a fixed overhead)
+is set aside first. Watermarks follow Linux, `mm/page_alloc.c`.
+
+Left out: NUMA nodes and zones (one node, one zone), the host's own page cache.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from math import isqrt
+from typing import TYPE_CHECKING
+
+from simvm import _core
+from simvm.hardware import Costs, Cpu
+from simvm.model.queues import Channels, Cores
+from simvm.model.reclaim import Reclaimer
+from simvm.model.swap import SwapDevice
+
+if TYPE_CHECKING:
+    from simvm.model.clock import Clock
+    from simvm.model.guest import Guest
+    from simvm.scenario import Scenario
+
+STRUCT_PAGE_BYTES = 64  # per 4 KiB page: Linux, Documentation/mm/vmemmap_dedup.rst
+BLOCK = 1 << 21
+PAGE = 1 << 12
+
+
+def min_free_bytes(memory: int) -> int:
+    """The min watermark: 4 x sqrt(memory in KiB) KiB within 128 KiB and 256 MiB."""
+    return max(128, min(262144, 4 * isqrt(memory >> 10))) << 10
+
+
+class Host:
+    """Everything that guests share.
+
+    `fault_ns[order]` is the service of a SLAT fault of 4 KiB, 2 MiB or 1 GiB, the zeroing
+    of the new memory included; `container_fault_ns` the same without leaving a guest.
+    """
+
+    def __init__(self, env: Clock, scenario: Scenario, cpu: Cpu, costs: Costs) -> None:
+        host = scenario.host
+        self.env = env
+        self.cpu = cpu
+        self.costs = costs
+        self.settings = host
+        self.memory = _core.HostMemory(host.memory)
+        self.cores = Cores(env, host.cores)
+        self.zone_lock = Channels()
+        self.memmap_bytes = (host.memory // PAGE) * STRUCT_PAGE_BYTES
+        before = self.memory.free_bytes
+        self.memory.frames.reserve_low(self.memmap_bytes + host.kernel_reserved)
+        self.reserved_bytes = before - self.memory.free_bytes - self.memmap_bytes
+        self.pool_bytes = 0
+        if host.hugetlb is not None:
+            self.pool_bytes = host.hugetlb.size
+            order = 1 if host.hugetlb.page_size == BLOCK else 2
+            self.memory.fill_pool(order, host.hugetlb.size)
+        self.min_bytes = host.reclaim.min_free or min_free_bytes(host.memory)
+        step = max(
+            self.min_bytes // 4, host.memory * host.reclaim.watermark_scale_factor // 10_000
+        )
+        self.low_bytes = self.min_bytes + step
+        self.high_bytes = self.min_bytes + 2 * step
+        self.set_watermarks(kswapd_awake=False)
+        self.swap = SwapDevice(env, host.swap, costs)
+        self.guests: dict[int, Guest] = {}
+        self.sums: dict[str, int] = defaultdict(int)
+        self.peaks: dict[str, int] = defaultdict(int)
+        self.oom_kills = 0
+        zeroing = cpu.zeroing_bytes_per_s
+        fixed = (costs.slat_fault_4k_ns, costs.slat_fault_2m_ns, costs.slat_fault_1g_ns)
+        zero = tuple((PAGE << (9 * o)) * 1_000_000_000 // zeroing for o in range(3))
+        self.fault_ns = tuple(f + z for f, z in zip(fixed, zero, strict=True))
+        self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
+        self.reclaimer = Reclaimer(self)
+
+    def set_watermarks(self, kswapd_awake: bool) -> None:
+        """What the core must leave free, and whether it has kswapd to wake."""
+        self.memory.set_floors(
+            self.min_bytes, self.low_bytes, 0 if kswapd_awake else self.low_bytes
+        )
+
+    @property
+    def free_bytes(self) -> int:
+        """Free frames, without the hugetlb pool."""
+        return self.memory.free_bytes
+
+    def note(self, gauge: str, change: int) -> None:
+        """Keep a sum over guests, and its peak, as a guest's part of it changes."""
+        self.sums[gauge] += change
+        self.peaks[gauge] = max(self.peaks[gauge], self.sums[gauge])
+
+    def largest_guest(self) -> Guest | None:
+        """Whom the OOM killer takes: the guest with the most memory, resident and swapped."""
+        return max(
+            self.guests.values(),
+            key=lambda guest: (guest.backed_bytes + guest.swapped_bytes, -guest.owner),
+            default=None,
+        )

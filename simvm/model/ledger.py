@@ -1,0 +1,61 @@
+"""The ledger: every byte of host RAM is in exactly one column, at every sample.
+
+What guests, devices and pools say they hold is counted where it is held and added up; it
+must equal host RAM. Nothing here asks the allocator how much it gave to whom, so a frame
+that leaked, or was counted twice, shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simvm.errors import SimulationFailed
+
+if TYPE_CHECKING:
+    from simvm.model.host import Host
+
+PAGE = 1 << 12
+
+
+def entries(host: Host) -> dict[str, int]:
+    """The columns of the ledger, in bytes."""
+    guests = host.guests.values()
+    return {
+        "free": host.free_bytes,
+        "hugetlb pool, free": host.memory.free_pool_bytes,
+        "guest data": sum(guest.backed_bytes for guest in guests),
+        "SLAT and native tables": sum(guest.slat.table_pages for guest in guests) * PAGE,
+        "host tables": sum(guest.slat.mirror_pages for guest in guests) * PAGE,
+        "deposited tables": sum(guest.slat.deposited_pages for guest in guests) * PAGE,
+        "VMM overhead": sum(len(guest.vmm_pages) for guest in guests) * PAGE,
+        "partly unmapped": host.memory.partial_bytes,
+        "under writeback": host.swap.writeback_bytes,
+        "swap cache": host.swap.reading_bytes,
+        "memmap": host.memmap_bytes,
+        "reserved": host.reserved_bytes,
+    }
+
+
+def balance(host: Host) -> None:
+    """SimulationFailed when the columns do not add up to host RAM."""
+    columns = entries(host)
+    total = sum(columns.values())
+    if total != host.settings.memory:
+        listed = ", ".join(f"{name} {size}" for name, size in columns.items())
+        raise SimulationFailed(
+            f"at {host.env.now} ns the ledger is off by"
+            f" {total - host.settings.memory} bytes: {listed}"
+        )
+
+
+def audit(host: Host) -> None:
+    """The thorough check: no frame has two owners, and the allocator agrees with a recount."""
+    claimed = np.zeros(host.settings.memory // PAGE // 64 + 1, dtype=np.uint64)
+    if not all(guest.claim(claimed) for guest in host.guests.values()):
+        raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
+    if host.memory.frames.recount() != host.free_bytes:
+        raise SimulationFailed(f"at {host.env.now} ns free memory is miscounted")
+    if host.sums["backed_bytes"] != sum(guest.backed_bytes for guest in host.guests.values()):
+        raise SimulationFailed(f"at {host.env.now} ns the sum over guests was not kept")

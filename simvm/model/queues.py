@@ -1,0 +1,151 @@
+"""Queues of the host: locks, cores, and threads that serve faults.
+
+A lock or a device channel whose service times are known on arrival needs no events: its
+waiting time follows from when it will be free (first come, first served). Threads that
+run on host cores are SimPy processes. Times are integer ns.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Generator
+from typing import Any
+
+import simpy
+
+from simvm.model.clock import Clock
+
+Process = Generator[simpy.Event, Any, Any]
+
+
+class Channels:
+    """`n` servers behind one first-come-first-served queue; one server is a lock."""
+
+    def __init__(self, n: int = 1) -> None:
+        if n < 1:
+            raise ValueError(f"n(={n}) must be >= 1.")
+        self._free_at = [0] * n
+
+    def reserve(self, now: int, service: int) -> int:
+        """Take the next free server for `service` ns; the wait until it starts, in ns."""
+        start = max(now, self._free_at[0])
+        heapq.heapreplace(self._free_at, start + service)
+        return start - now
+
+    def wait(self, now: int) -> int:
+        """The wait of somebody who arrives now, in ns."""
+        return max(0, self._free_at[0] - now)
+
+
+class Cores:
+    """Host cores, shared by vCPUs, kswapd and fault workers, first come, first served."""
+
+    def __init__(self, env: Clock, n: int) -> None:
+        self._env = env
+        self._free = n
+        self._queue: deque[simpy.Event] = deque()
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits for a core."""
+        return bool(self._queue)
+
+    def acquire(self) -> Process:
+        """Wait for a core. An interrupted wait leaves the queue as it was."""
+        if self._free and not self._queue:
+            self._free -= 1
+            return
+        turn = self._env.event()
+        self._queue.append(turn)
+        try:
+            yield turn
+        except simpy.Interrupt:
+            if turn.triggered:
+                self.release()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    def release(self) -> None:
+        """Give a core back, to whoever has waited longest."""
+        if self._queue:
+            self._queue.popleft().succeed()
+        else:
+            self._free += 1
+
+
+class Train:
+    """Faults that one vCPU took back to back, served as one request."""
+
+    def __init__(self, env: Clock, faults: int, service: int) -> None:
+        self.arrived = env.now
+        self.faults = faults
+        self.service_each = service // faults
+        self.rest = service - self.service_each * faults   # goes with the last fault
+        self.served_ns = 0
+        self.done = env.event()
+
+
+class FaultThreads:
+    """Threads behind one queue, as user-space fault handlers are (userfaultfd).
+
+    A train is served in one piece until somebody else waits; then it ends after the fault
+    in service and queues again with the rest.
+    """
+
+    def __init__(self, env: Clock, cores: Cores, workers: int) -> None:
+        self._env = env
+        self._cores = cores
+        self._queue: deque[Train] = deque()
+        self._idle: deque[simpy.Event] = deque()
+        self._cuts: list[simpy.Event | None] = [None] * workers
+        for worker in range(workers):
+            env.process(self._serve(worker))
+
+    def submit(self, faults: int, service: int) -> Train:
+        """Queue a train of `faults` that takes `service` ns in all; its `done` event fires."""
+        train = Train(self._env, faults, service)
+        self._queue.append(train)
+        if self._idle:
+            self._idle.popleft().succeed()
+        else:
+            for cut in self._cuts:
+                if cut is not None and not cut.triggered:
+                    cut.succeed()
+                    break
+        return train
+
+    def _serve(self, worker: int) -> Process:
+        env = self._env
+        while True:
+            if not self._queue:
+                woken = env.event()
+                self._idle.append(woken)
+                yield woken
+                continue
+            train = self._queue.popleft()
+            yield from self._cores.acquire()
+            started = env.now
+            faults = 1 if self._queue else train.faults
+            if faults < train.faults or train.faults == 1:
+                yield env.timeout(self._length(train, faults))
+            else:
+                cut = self._cuts[worker] = env.event()
+                yield env.timeout(self._length(train, faults)) | cut
+                self._cuts[worker] = None
+                spent = env.now - started
+                faults = min(train.faults, spent // max(1, train.service_each) + 1)
+                yield env.timeout(max(0, self._length(train, faults) - spent))
+            self._cores.release()
+            train.served_ns += env.now - started
+            train.faults -= faults
+            if train.faults:
+                self._queue.append(train)
+            else:
+                train.done.succeed()
+
+    @staticmethod
+    def _length(train: Train, faults: int) -> int:
+        """ns that `faults` of the train take."""
+        return train.service_each * faults + (train.rest if faults == train.faults else 0)

@@ -1,0 +1,159 @@
+"""Samples: what host, classes and guests hold and have done, at one moment.
+
+The names are those of `simvm.columns`. A class's row is the sum of its guests'; the
+slowdown of an interval is elapsed over ideal of what measured phases did in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
+from simvm.model.tasks import add_up
+
+if TYPE_CHECKING:
+    from simvm.model.guest import Guest
+    from simvm.model.host import Host
+    from simvm.recorder import Recorder
+
+MMU_COUNTERS = (
+    "accesses", "l1_hits", "l2_hits", "tlb_misses", "walks", "walk_loads", "walk_cycles",
+)  # fmt: skip
+
+
+def guest_values(guest: Guest) -> dict[str, int]:
+    """A guest's gauges and counters."""
+    backed = guest.backed_by_order
+    mmu = add_up([vcpu.mmu.counters() for vcpu in guest.vcpus])
+    parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
+    faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
+    values = guest.holdings()
+    values |= {
+        "backed_4k_bytes": backed[0],
+        "backed_2m_bytes": backed[1],
+        "backed_1g_bytes": backed[2],
+        "committed_bytes": guest.config.memory if guest.alive else 0,
+        "slat_tables_bytes": guest.slat_table_bytes,
+        "host_tables_bytes": guest.host_table_bytes,
+        "guest_tables_bytes": guest.guest_table_bytes,
+        "stranded_bytes": guest.stranded_bytes,
+        "vmm_overhead_bytes": len(guest.vmm_pages) << 12,
+        "guest_faults": sum(sum(vcpu.core.guest_faults) for vcpu in guest.vcpus),
+        "slat_faults": sum(faults),
+        "slat_faults_4k": faults[0],
+        "slat_faults_2m": faults[1],
+        "slat_faults_1g": faults[2],
+        "swap_ins": guest.swap_ins,
+        "swap_outs": guest.swap_outs,
+        "refaults": guest.refaults,
+        "host_splits": guest.host_splits,
+        "shootdowns": guest.shootdowns,
+        "hint_calls": guest.hint_calls,
+        "requests": guest.requests,
+        "oom_kills": guest.oom_kills,
+        "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
+        "ideal_ns": parts["compute_ns"] + parts["think_ns"],
+        "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in guest.vcpus),
+        "fault_stall_ns": sum(parts[part] for part in FAULT_STALL_PARTS),
+    }
+    values |= {name: mmu[name] for name in MMU_COUNTERS}
+    return values | parts
+
+
+def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
+    """The host's row: the sum over guests, and what is its own."""
+    reclaimer = host.reclaimer
+    return guests | {
+        "free_bytes": host.free_bytes,
+        "hugetlb_free_bytes": host.memory.free_pool_bytes,
+        "partial_bytes": host.memory.partial_bytes,
+        "writeback_bytes": host.swap.writeback_bytes,
+        "memmap_bytes": host.memmap_bytes,
+        "reserved_bytes": host.reserved_bytes,
+        "swap_used_bytes": host.swap.used_bytes,
+        "kswapd_ns": reclaimer.kswapd_ns,
+        "folios_scanned": reclaimer.folios_scanned,
+        "folios_reclaimed": reclaimer.folios_reclaimed,
+    }
+
+
+class Sampler:
+    """Takes samples into a recorder and keeps what the summary needs of them."""
+
+    def __init__(self, host: Host, guests: list[Guest], recorder: Recorder, warmup: int) -> None:
+        self._host = host
+        self._guests = guests
+        self._recorder = recorder
+        self._warmup = warmup
+        self._measured: dict[tuple[str, int], tuple[int, int]] = {}
+        self._last_ns: int | None = None
+        self._weights: dict[tuple[str, int], dict[str, int]] = {}
+        self.totals: dict[tuple[str, int], dict[str, int]] = {}
+        self.peaks: dict[tuple[str, int], dict[str, int]] = {}
+        self.slowdowns: dict[tuple[str, int], list[float]] = {}
+        self.weighed_ns = 0
+
+    def sample(self) -> None:
+        """Record one row for the host, each class and each guest."""
+        now = self._host.env.now
+        if now == self._last_ns:
+            return
+        self._weigh(now)
+        rows: dict[tuple[str, int], dict[str, int]] = {}
+        for guest in self._guests:
+            rows[guest.class_, guest.index] = guest_values(guest)
+        classes = dict.fromkeys(guest.class_ for guest in self._guests)
+        sums = {
+            name: add_up([row for (class_, _), row in rows.items() if class_ == name])
+            for name in classes
+        }
+        self._row(now, ("", -1), "host", host_values(self._host, add_up(list(sums.values()))))
+        for name, values in sums.items():
+            self._row(now, (name, -1), "class", values)
+        for key, values in rows.items():
+            self._row(now, key, "guest", values)
+        self._last_ns = now
+
+    def _row(self, now: int, key: tuple[str, int], scope: str, values: dict[str, int]) -> None:
+        slowdown = self._slowdown(key)
+        self._recorder.append(now, scope, *key, values | {"slowdown": slowdown})
+        self.totals[key] = values
+        peaks = self.peaks.setdefault(key, {})
+        for name, value in values.items():
+            if value > peaks.get(name, -1):
+                peaks[name] = value
+        if slowdown is not None and now > self._warmup and scope == "guest":
+            self.slowdowns.setdefault(key, []).append(slowdown)
+
+    def _slowdown(self, key: tuple[str, int]) -> float | None:
+        class_, index = key
+        chosen = [
+            guest for guest in self._guests
+            if class_ in ("", guest.class_) and index in (-1, guest.index)
+        ]  # fmt: skip
+        elapsed = sum(guest.measured_elapsed_ns for guest in chosen)
+        ideal = sum(guest.measured_ideal_ns for guest in chosen)
+        before = self._measured.get(key, (0, 0))
+        self._measured[key] = (elapsed, ideal)
+        if ideal == before[1]:
+            return None
+        return (elapsed - before[0]) / (ideal - before[1])
+
+    def _weigh(self, now: int) -> None:
+        """Let the last sample's gauges count for the time until now, after warm-up."""
+        if self._last_ns is None or now <= self._warmup:
+            return
+        span = now - max(self._last_ns, self._warmup)
+        self.weighed_ns += span
+        for key, values in self.totals.items():
+            weights = self._weights.setdefault(key, dict.fromkeys(values, 0))
+            for name, value in values.items():
+                weights[name] += value * span
+
+    def means(self, key: tuple[str, int], names: Mapping[str, object]) -> dict[str, int]:
+        """Time-weighted means of gauges after warm-up."""
+        weights = self._weights.get(key)
+        if weights is None or self.weighed_ns == 0:
+            return {name: value for name, value in self.totals[key].items() if name in names}
+        return {name: weights[name] // self.weighed_ns for name in weights if name in names}

@@ -1,0 +1,249 @@
+"""Tasks and phases: what the processes of a guest do, in closed and open loop.
+
+Tasks run side by side, each on vCPUs of its own; the phases of a task run in order. In a
+closed loop each thread does its share of the accesses. In an open loop requests arrive by
+a Poisson process, queue, and are served by the first free thread: latency counts from
+arrival, elapsed time only while a request is served.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import simpy
+
+from simvm.model.accounts import Stopwatch, difference
+from simvm.model.queues import Process
+from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
+from simvm.workload.patterns import make_stream, random_bits, trace_of
+
+if TYPE_CHECKING:
+    from simvm.model.guest import Guest, NamedRegion
+    from simvm.scenario import Phase
+
+
+@dataclass
+class PhaseRecord:
+    """What one repetition of a phase came to."""
+
+    phase: Phase
+    repetition: int
+    start_ns: int
+    end_ns: int | None = None
+    elapsed_ns: int = 0
+    ideal_ns: int = 0
+    accesses: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    latencies_ns: list[int] = field(default_factory=list)
+
+
+class Task:
+    """Phases of a guest that run one after another, on vCPUs of their own."""
+
+    def __init__(self, guest: Guest, name: str, vcpus: list[VirtualCpu]) -> None:
+        self.guest = guest
+        self.name = name
+        self.vcpus = vcpus
+        self.phases = [phase for phase in guest.config.workload if phase.task == name]
+        self.records: list[PhaseRecord] = []
+        self._before: tuple[dict[str, int], dict[str, int]] = {}, {}
+
+    def run(self) -> Process:
+        """All phases in order; ends early, and quietly, when the guest is killed."""
+        env = self.guest.host.env
+        try:
+            for phase in self.phases:
+                started = env.now
+                for repetition in range(phase.repeat):
+                    if repetition and phase.every is not None:
+                        yield env.timeout(max(0, started + repetition * phase.every - env.now))
+                    yield from self._phase(phase, repetition)
+        except (simpy.Interrupt, GuestKilled):
+            pass
+        finally:
+            self.close_record()
+            for vcpu in self.vcpus:
+                vcpu.leave_core()
+
+    def _phase(self, phase: Phase, repetition: int) -> Process:
+        guest, env = self.guest, self.guest.host.env
+        first = self.vcpus[0]
+        for vcpu in self.vcpus:
+            vcpu.measuring = phase.measure
+        record = PhaseRecord(phase, repetition, env.now)
+        self.records.append(record)
+        self._before = self._parts(), self._counters()
+        size = phase.allocate
+        if phase.pattern is not None and phase.pattern.kind == "trace":
+            size = trace_of(phase.pattern).region_bytes
+        if size is not None and (phase.process, phase.region) not in guest.regions:
+            guest.allocate(phase.process, phase.region, size)
+            watch = Stopwatch(first.account, env.now)
+            yield from guest.channel.named(first, guest)
+            watch.stop(env.now, f"{guest.name} {phase.name}: naming its region")
+        region = guest.regions[phase.process, phase.region]
+        if phase.pattern is not None:
+            yield from self._access(phase, repetition, region, record)
+        if phase.free != "none":
+            watch = Stopwatch(first.account, env.now)
+            yield from self._free(phase.free, region)
+            watch.stop(env.now, f"{guest.name} {phase.name}: freeing")
+        self.close_record()
+
+    def close_record(self) -> None:
+        """Complete the newest record, also of a phase that was cut short."""
+        if not self.records or self.records[-1].end_ns is not None:
+            return
+        record = self.records[-1]
+        parts, counters = self._before
+        record.end_ns = self.guest.host.env.now
+        record.parts = difference(self._parts(), parts)
+        record.elapsed_ns = sum(record.parts.values())
+        record.ideal_ns = record.parts["compute_ns"] + record.parts["think_ns"]
+        record.counters = {name: n - counters[name] for name, n in self._counters().items()}
+        record.accesses = record.counters["accesses"]
+
+    def _parts(self) -> dict[str, int]:
+        return add_up([vcpu.account.parts() for vcpu in self.vcpus])
+
+    def _counters(self) -> dict[str, int]:
+        return add_up([vcpu.mmu.counters() for vcpu in self.vcpus])
+
+    def _access(
+        self, phase: Phase, repetition: int, region: NamedRegion, record: PhaseRecord
+    ) -> Process:
+        guest, env = self.guest, self.guest.host.env
+        assert phase.pattern is not None
+        label = f"{guest.name}/{phase.name}/{repetition}"
+        requests = Requests(guest, phase, label) if phase.open_loop else None
+        bodies: list[Process] = [] if requests is None else [requests.arrive()]
+        works: list[Work] = []
+        for number in range(phase.threads):
+            bits = random_bits(guest.scenario.scenario.seed, f"{label}/{number}")
+            stream, chunks = make_stream(
+                phase.pattern, region.core.size, phase.write_fraction, bits, number, phase.threads
+            )
+            works.append(Work(phase, guest.process(phase.process), region, stream, chunks))
+            vcpu = self.vcpus[number]
+            vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
+            if requests is None:
+                bodies.append(self._closed(vcpu, works[-1], share_of(phase, number)))
+            else:
+                bodies.append(requests.serve(vcpu, works[-1], record))
+        threads = [env.process(self._guarded(body)) for body in bodies]
+        guest.activities += threads
+        yield env.all_of(threads)
+        guest.activities = [each for each in guest.activities if each not in threads]
+        for number, work in enumerate(works):
+            guest.note_stream(f"{label}/{number}", work.stream.digest)
+        if not guest.alive:
+            raise GuestKilled
+
+    def _closed(self, vcpu: VirtualCpu, work: Work, accesses: int) -> Process:
+        """One thread's share of a closed loop."""
+        env = self.guest.host.env
+        watch = Stopwatch(vcpu.account, env.now)
+        yield from vcpu.run(work, accesses)
+        watch.stop(env.now, f"{self.guest.name} {work.phase.name}: a thread")
+        vcpu.leave_core()
+
+    def _guarded(self, body: Process) -> Process:
+        """A thread that ends quietly when its guest is killed."""
+        with suppress(simpy.Interrupt, GuestKilled):
+            yield from body
+
+    def _free(self, size: int | Literal["all"], region: NamedRegion) -> Process:
+        guest, first = self.guest, self.vcpus[0]
+        yield from first.enter_core()
+        extents = guest.free(region, size)
+        if guest.nested:
+            yield from guest.channel.freed(first, guest, extents)
+        else:
+            ((start, length),) = extents
+            cost = guest.zap(start, length)
+            guest.forget(region, length)
+            yield from first.spend(("shootdown_ns", cost))
+        first.leave_core()
+
+
+class Requests:
+    """The queue of an open loop: Poisson arrivals, served first come, first served."""
+
+    def __init__(self, guest: Guest, phase: Phase, label: str) -> None:
+        self._guest = guest
+        self._phase = phase
+        self._env = guest.host.env
+        self._label = label
+        bits = random_bits(guest.scenario.scenario.seed, f"{label}/arrivals")
+        self._random = np.random.Generator(bits)
+        self._queue: deque[int] = deque()
+        self._idle: deque[simpy.Event] = deque()
+        self._open = True
+
+    def arrive(self) -> Process:
+        """Requests come until the phase's duration is over."""
+        assert self._phase.rate is not None
+        assert self._phase.duration is not None
+        end = self._env.now + self._phase.duration
+        gap = 1_000_000_000 / self._phase.rate
+        while True:
+            wait = int(self._random.exponential(gap))
+            if self._env.now + wait >= end:
+                break
+            yield self._env.timeout(wait)
+            self._queue.append(self._env.now)
+            if self._idle:
+                self._idle.popleft().succeed()
+        yield self._env.timeout(end - self._env.now)
+        self._open = False
+        while self._idle:
+            self._idle.popleft().succeed()
+
+    def serve(self, vcpu: VirtualCpu, work: Work, record: PhaseRecord) -> Process:
+        """One thread: serve requests until no more can come."""
+        assert self._phase.accesses_per_request is not None
+        while self._queue or self._open:
+            if not self._queue:
+                vcpu.leave_core()
+                turn = self._env.event()
+                self._idle.append(turn)
+                yield turn
+                continue
+            arrived = self._queue.popleft()
+            watch = Stopwatch(vcpu.account, self._env.now)
+            yield from vcpu.run(work, self._phase.accesses_per_request)
+            watch.stop(self._env.now, f"{self._label}: a request")
+            record.latencies_ns.append(self._env.now - arrived)
+            self._guest.requests += 1
+        vcpu.leave_core()
+
+
+def add_up(each: list[dict[str, int]]) -> dict[str, int]:
+    """The sum of dictionaries that have the same keys."""
+    return {name: sum(one[name] for one in each) for name in each[0]}
+
+
+def share_of(phase: Phase, number: int) -> int:
+    """The accesses of one thread of a closed loop: an even share, the first take the rest."""
+    assert phase.pattern is not None
+    total = phase.accesses
+    if total is None and phase.pattern.kind == "trace":
+        total = trace_of(phase.pattern).accesses
+    assert total is not None
+    return total // phase.threads + (number < total % phase.threads)
+
+
+def make_tasks(guest: Guest) -> list[Task]:
+    """The tasks of a guest in order of appearance, each with vCPUs of its own."""
+    tasks: list[Task] = []
+    first = 0
+    for name in dict.fromkeys(phase.task for phase in guest.config.workload):
+        width = max(phase.threads for phase in guest.config.workload if phase.task == name)
+        tasks.append(Task(guest, name, guest.vcpus[first : first + width]))
+        first += width
+    return tasks

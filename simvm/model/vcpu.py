@@ -1,0 +1,330 @@
+"""A virtual CPU on a host core: slices of accesses, and what interrupts them.
+
+A slice calls the core once: it runs accesses until the quantum is used up or something
+has to wait. The clock then catches up, part by part, and each part is charged to its
+cause. So a vCPU runs ahead of the clock by at most one quantum, and what the host takes
+away becomes visible when it next enters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import simpy
+
+from simvm import _core
+from simvm.errors import SimulationFailed
+from simvm.model.accounts import Account
+from simvm.model.queues import Process
+
+if TYPE_CHECKING:
+    from simvm.model.guest import Guest, NamedRegion, Space
+    from simvm.scenario import Phase
+
+PAGE = 1 << 12
+IDEAL_PARTS = ("compute_ns", "think_ns")
+FLUSH_CEILING = 33  # ranges beyond which Linux drops everything: arch/x86/mm/tlb.c
+
+
+class GuestKilled(Exception):
+    """Raised in a guest's own process when the guest has been killed under it."""
+
+
+class Work:
+    """What a vCPU is running: a phase's accesses in one region, from one stream."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        space: Space,
+        region: NamedRegion,
+        stream: _core.Stream,
+        chunks: Iterator[np.ndarray[tuple[int], np.dtype[np.uint64]]],
+    ) -> None:
+        self.phase = phase
+        self.space = space
+        self.region = region
+        self.stream = stream
+        self.compute_ns = 0
+        self.translation_ns = 0
+        self.think_ns = 0
+        self.chunks = chunks   # of a recorded trace
+
+
+class VirtualCpu:
+    """One vCPU of a guest: MMU, account, and the host core it runs on, if any."""
+
+    def __init__(self, guest: Guest, index: int) -> None:
+        host = guest.host
+        self.guest = guest
+        self.index = index
+        self.account = Account()
+        self.mmu = _core.Mmu(host.cpu.geometry)
+        if self.mmu.reach < host.settings.memory:
+            raise SimulationFailed("the data caches are too small to tell host memory apart")
+        self.core = _core.Vcpu(self.mmu)
+        self.direct_reclaim_ns = 0
+        self.measuring = False      # whether the phase counts in the headline slowdown
+        self._env = host.env
+        self._khz = host.cpu.frequency_khz
+        self._warmup = guest.scenario.scenario.warmup
+        self._has_core = False
+        self._core_since = 0
+        self._flushes: list[tuple[int, int, int]] | None = []   # None: everything
+        self._kicks = 0
+        self._zeroing = host.cpu.zeroing_bytes_per_s
+        nested = guest.nested
+        self._fault_ns = host.fault_ns if nested else host.container_fault_ns
+        self._guest_faults = 0
+        self._zeroed_bytes = 0
+        self._slat_faults = (0, 0, 0)
+        self.core.set_costs(
+            self._fault_ns, host.costs.guest_fault_ns, (1 << 20) * 1_000_000_000 // self._zeroing
+        )
+
+    # --- time ---------------------------------------------------------------------------
+
+    def charge(self, part: str, ns: int) -> None:
+        """Charge time that has passed on the clock."""
+        self.account.charge(part, ns)
+        if self.measuring and self._env.now > self._warmup:
+            self.guest.measured_elapsed_ns += ns
+            if part in IDEAL_PARTS:
+                self.guest.measured_ideal_ns += ns
+
+    def spend(self, *charges: tuple[str, int]) -> Process:
+        """Let time pass and charge it."""
+        total = sum(ns for _, ns in charges)
+        if total:
+            yield self._env.timeout(total)
+        for part, ns in charges:
+            self.charge(part, ns)
+
+    def enter_core(self) -> Process:
+        """Get a host core, or pass it on when the time slice is over and somebody waits."""
+        cores, costs = self.guest.host.cores, self.guest.host.costs
+        if self._has_core:
+            if not cores.contended or self._env.now - self._core_since < costs.timeslice_ns:
+                return
+            self.leave_core()
+        started = self._env.now
+        yield from cores.acquire()
+        self._has_core = True
+        if self._env.now > started:
+            yield self._env.timeout(costs.context_switch_ns)
+        self._core_since = self._env.now
+        self.charge("core_wait_ns", self._env.now - started)
+
+    def leave_core(self) -> None:
+        """Give the host core back, if there is one."""
+        if self._has_core:
+            self._has_core = False
+            self.guest.host.cores.release()
+
+    @property
+    def running(self) -> bool:
+        """Whether the vCPU is on a host core, so that an invalidation must interrupt it."""
+        return self._has_core
+
+    # --- invalidation -------------------------------------------------------------------
+
+    def invalidate(self, flush: tuple[int, int, int] | None) -> None:
+        """Drop (asid, address, length), or everything, before the next access."""
+        if flush is None or self._flushes is None or len(self._flushes) >= FLUSH_CEILING:
+            self._flushes = None
+        else:
+            self._flushes.append(flush)
+
+    def kick(self) -> None:
+        """An invalidation from the host interrupts the vCPU where it runs."""
+        if self._has_core:
+            self._kicks += 1
+
+    def _catch_up(self) -> Process:
+        """Pay for the interruptions that told of invalidations; apply these.
+
+        In that order: one that comes while the vCPU pays must not wait for the next entry.
+        """
+        if self._kicks:
+            kicks, self._kicks = self._kicks, 0
+            yield from self.spend(
+                ("shootdown_ns", kicks * self.guest.host.costs.shootdown_receive_ns)
+            )
+        if self._flushes is None:
+            self.mmu.flush_guest()
+        else:
+            for asid, address, length in self._flushes:
+                self.mmu.flush_range(asid, address, length)
+        self._flushes = []
+
+    # --- running ------------------------------------------------------------------------
+
+    def run(self, work: Work, accesses: int) -> Process:
+        """Do `accesses` more of the work. GuestKilled when the guest dies meanwhile."""
+        guest, host = self.guest, self.guest.host
+        scenario = guest.scenario.scenario
+        quantum = max(1, scenario.quantum * self._khz // 1_000_000)
+        target = self.core.done + accesses
+        while self.core.done < target:
+            yield from self.enter_core()
+            yield from self._catch_up()
+            host.reclaimer.check_watermarks()
+            reason = self.core.run(
+                work.space.core, guest.backing, guest.memory, work.region.core, work.stream,
+                target - self.core.done, quantum, guest.fault_path.train(scenario.train),
+                scenario.train_service,
+            )
+            yield from self._settle(work)
+            if work.phase.think_time:
+                yield from self._think(work)
+            if reason == _core.RUN_STREAM_END:
+                work.stream.feed(next(work.chunks))
+            else:
+                yield from self._resolve(reason)
+
+    def populate_vmm(self, size: int) -> Process:
+        """Let the VMM touch memory of its own, as it starts; 4 KiB pages that stay."""
+        guest, host = self.guest, self.guest.host
+        pages = size // PAGE
+        while len(guest.vmm_pages) < pages:
+            yield from self.enter_core()
+            host.reclaimer.check_watermarks()
+            if host.free_bytes < host.min_bytes + 80 * PAGE:
+                yield from self._reclaim()
+                continue
+            chunk = min(64, pages - len(guest.vmm_pages))
+            guest.vmm_pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
+            yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
+
+    def write_by_kernel(self, start: int, size: int) -> Process:
+        """The guest's kernel writes guest-physical memory, as it does when it boots."""
+        guest, host = self.guest, self.guest.host
+        scenario = guest.scenario.scenario
+        self.core.queue_write(start, size)
+        while True:
+            yield from self.enter_core()
+            host.reclaimer.check_watermarks()
+            reason = self.core.kernel_write(
+                guest.kernel_space, guest.backing, guest.fault_path.train(scenario.train),
+                scenario.train_service,
+            )
+            yield from self._settle(None)
+            if reason == _core.RUN_BUDGET:
+                return
+            yield from self._resolve(reason)
+
+    def _settle(self, work: Work | None) -> Process:
+        """Let the clock catch up with what the core has just done."""
+        core, guest = self.core, self.guest
+        charges: list[tuple[str, int]] = []
+        if work is not None:
+            compute = core.done * work.phase.cycles_per_access * 1_000_000 // self._khz
+            translation = core.exposed_cycles * 1_000_000 // self._khz
+            charges += [
+                ("compute_ns", compute - work.compute_ns),
+                ("translation_ns", translation - work.translation_ns),
+            ]
+            work.compute_ns, work.translation_ns = compute, translation
+        faults = sum(core.guest_faults)
+        zeroed = core.zeroed_bytes
+        if faults != self._guest_faults or zeroed != self._zeroed_bytes:
+            service = (faults - self._guest_faults) * guest.host.costs.guest_fault_ns
+            service += (zeroed - self._zeroed_bytes) * 1_000_000_000 // self._zeroing
+            self._guest_faults, self._zeroed_bytes = faults, zeroed
+            charges.append(("guest_fault_ns", service))
+        slat_faults = core.slat_faults
+        if slat_faults != self._slat_faults:
+            new = [now - before for now, before in zip(slat_faults, self._slat_faults, strict=True)]
+            self._slat_faults = slat_faults
+            guest.note_backed()
+            yield from self.spend(*charges)
+            service = sum(n * ns for n, ns in zip(new, self._fault_ns, strict=True))
+            yield from guest.fault_path.serve(self, sum(new), service)
+        else:
+            yield from self.spend(*charges)
+
+    def _think(self, work: Work) -> Process:
+        """The pauses of the accesses done since the last ones, off the core."""
+        self.leave_core()
+        pause = self.core.done * work.phase.think_time - work.think_ns
+        work.think_ns += pause
+        yield from self.spend(("think_ns", pause))
+
+    def _resolve(self, reason: int) -> Process:
+        """Do what the core could not, so that it can go on."""
+        if reason == _core.RUN_SWAPPED:
+            yield from self._swap_in(self.core.fault_address)
+        elif reason == _core.RUN_NO_MEMORY:
+            yield from self._reclaim()
+        elif reason == _core.RUN_POOL_EMPTY:
+            self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
+            raise GuestKilled
+        elif reason == _core.RUN_GUEST_NO_MEMORY:
+            self.guest.fail("no free memory in the guest")
+            raise GuestKilled
+
+    def _reclaim(self) -> Process:
+        """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
+        host = self.guest.host
+        freed = yield from host.reclaimer.direct(self)
+        if not freed:
+            victim = host.reclaimer.out_of_memory()
+            if victim is self.guest:
+                raise GuestKilled
+
+    def spend_on_reclaim(self, wait: simpy.Event) -> Process:
+        """Let direct reclaim take its time: it is part of the fault's service."""
+        started = self._env.now
+        yield wait
+        self.charge("fault_service_ns", self._env.now - started)
+        self.direct_reclaim_ns += self._env.now - started
+
+    def _swap_in(self, address: int) -> Process:
+        """Bring one page back: from the swap cache, or from the device."""
+        guest, host = self.guest, self.guest.host
+        slot = guest.backing.slot_of(address)
+        if slot is None:
+            return  # another vCPU brought it back
+        under_way = guest.reads.get(slot)
+        if under_way is not None:
+            self.leave_core()
+            started = self._env.now
+            yield under_way
+            self.charge("swap_in_ns", self._env.now - started)
+            return
+        frame = host.swap.take_back(slot)
+        if frame is not None:
+            guest.swapped_in(address, slot, frame)
+        else:
+            while host.free_bytes < host.min_bytes + 16 * PAGE:
+                yield from self._reclaim()
+                if guest.backing.slot_of(address) != slot or slot in guest.reads:
+                    return
+            yield from self._read(address, slot)
+        yield from self.spend(("swap_in_ns", host.costs.swap_fault_ns))
+
+    def _read(self, address: int, slot: int) -> Process:
+        """Read a page from the device, asleep; others that want the page wait for it."""
+        guest, host = self.guest, self.guest.host
+        frame = host.memory.frames.allocate_4k()
+        done = guest.reads[slot] = self._env.event()
+        host.swap.reading_bytes += PAGE
+        started = self._env.now
+        self.leave_core()
+        try:
+            yield self._env.timeout(host.swap.read_ns())
+        except simpy.Interrupt:
+            host.memory.frames.free_4k(frame)
+            raise
+        finally:
+            host.swap.reading_bytes -= PAGE
+            del guest.reads[slot]
+            done.succeed()
+        if guest.backing.slot_of(address) == slot:
+            guest.swapped_in(address, slot, frame)
+        else:  # given back by the guest while it was read
+            host.memory.frames.free_4k(frame)
+        self.charge("swap_in_ns", self._env.now - started)
+        yield from self.enter_core()

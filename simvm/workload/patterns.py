@@ -1,0 +1,123 @@
+"""From a pattern of the scenario to a stream of accesses in the core.
+
+Random streams draw from a generator seeded by the scenario's seed and a stable label
+(guest, phase, repetition, thread), so that no guest's accesses depend on another's.
+
+Zipf draws use Walker's alias method over slots: one per rank up to 2^16, beyond that one
+per run of neighbouring ranks whose probabilities differ by less than exponent / 4096, as
+equally likely. Left out: anything that depends on what was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain, repeat
+from math import gcd
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simvm import _core
+from simvm.workload.trace import TraceFile, builtin_trace, open_trace
+
+if TYPE_CHECKING:
+    from simvm.scenario import Pattern, TracePattern
+
+PAGE = 1 << 12
+EXACT_RANKS = 1 << 16
+GOLDEN = 0.6180339887498949
+
+Chunks = Iterator[np.ndarray[tuple[int], np.dtype[np.uint64]]]
+
+
+def random_bits(seed: int, label: str) -> np.random.PCG64:
+    """A bit generator of its own for each label, the same in any process and order."""
+    words = np.frombuffer(hashlib.sha256(label.encode()).digest(), dtype=np.uint32)
+    return np.random.PCG64(np.random.SeedSequence([seed, *words.tolist()]))
+
+
+@lru_cache(maxsize=8)
+def zipf_slots(nodes: int, exponent: float) -> np.ndarray[tuple[int, int], np.dtype[np.uint32]]:
+    """The alias table for ranks 0 to nodes - 1: (threshold, alias, first rank, width)."""
+    starts = [np.arange(min(nodes, EXACT_RANKS), dtype=np.int64)]
+    edges = [min(nodes, EXACT_RANKS)]
+    while edges[-1] < nodes:
+        edges.append(min(nodes, edges[-1] + max(1, edges[-1] // 4096)))
+    starts.append(np.array(edges[:-1], dtype=np.int64))
+    first = np.concatenate(starts)
+    width = np.diff(np.append(first, nodes))
+    weight = width * (first + (width + 1) / 2) ** -exponent
+    share = weight * (len(weight) / weight.sum())
+    threshold, alias = _alias(share)
+    table = np.stack([threshold, alias, first, width], axis=1)
+    return np.ascontiguousarray(table.astype(np.uint32))
+
+
+def _alias(
+    share: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Vose's construction: thresholds (of 2^32) and aliases of slots with mean share 1."""
+    left = share.tolist()
+    small = [i for i, value in enumerate(left) if value < 1]
+    large = [i for i, value in enumerate(left) if value >= 1]
+    threshold = np.full(len(left), (1 << 32) - 1, dtype=np.int64)
+    alias = np.arange(len(left), dtype=np.int64)
+    while small and large:
+        less, more = small.pop(), large.pop()
+        threshold[less] = int(left[less] * (1 << 32))
+        alias[less] = more
+        left[more] -= 1 - left[less]
+        (small if left[more] < 1 else large).append(more)
+    return threshold, alias
+
+
+def scatter_multiplier(nodes: int) -> int:
+    """An odd step near the golden section of `nodes` and coprime to it: ranks spread evenly."""
+    step = max(1, int(nodes * GOLDEN))
+    while gcd(step, nodes) != 1:
+        step += 1
+    return step
+
+
+def trace_of(pattern: TracePattern) -> TraceFile:
+    """The trace that a pattern names."""
+    return open_trace(builtin_trace() if pattern.file == "builtin" else pattern.file)
+
+
+def make_stream(
+    pattern: Pattern, size: int, writes: float, bits: np.random.PCG64, number: int, threads: int
+) -> tuple[_core.Stream, Chunks]:
+    """The stream of thread `number` of `threads`, and the chunks that feed it (of a trace).
+
+    Sequential and strided threads share the region out; the others all cover it.
+    """
+    pages = size // PAGE
+    nothing: Chunks = iter(())
+    match pattern.kind:
+        case "uniform":
+            return _core.Stream.uniform(bits, size, writes), nothing
+        case "zipf":
+            nodes = size // pattern.granule
+            slots = zipf_slots(nodes, pattern.exponent)
+            scatter = scatter_multiplier(nodes) if pattern.scatter else 1
+            return _core.Stream.zipf(
+                bits, size, slots, scatter, pattern.granule, writes
+            ), nothing
+        case "sequential" | "strided":
+            part = pages // threads * PAGE
+            length = size - part * (threads - 1) if number == threads - 1 else part
+            return _core.Stream.strided(
+                bits, size, pattern.stride, part * number, length, writes
+            ), nothing
+        case "pointer_chase":
+            return _core.Stream.pointer_chase(bits, size, pattern.granule, writes), nothing
+        case "hot_cold" | "drifting":
+            hot = min(pages - 1, max(1, round(pages * pattern.hot_fraction)))
+            drift = pattern.drift if pattern.kind == "drifting" else None
+            return _core.Stream.hot_cold(bits, size, hot, pattern.hot_share, drift, writes), nothing
+        case "trace":
+            trace = trace_of(pattern)
+            again = chain.from_iterable(trace.chunks() for _ in repeat(None))
+            return _core.Stream.trace(bits, trace.region_bytes), again
