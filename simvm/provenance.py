@@ -13,6 +13,7 @@ import hashlib
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -112,8 +113,20 @@ def manifest(
         "wall": {
             "started_at": watch.started_at.isoformat(timespec="seconds"),
             "seconds": round(wall, 3),
+            "accesses": accesses,
             "accesses_per_s": round(accesses / wall) if wall > 0 else None,
             "simulated_s_per_s": round(simulated_ns / 1e9 / wall, 6) if wall > 0 else None,
             "peak_rss_bytes": peak_rss_bytes(),
         },
+    }
+
+
+def whole_program(watch: Stopwatch, manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the wall clock saw of all variants together, reading and writing included."""
+    accesses = sum(each["wall"]["accesses"] for each in manifests)
+    wall = watch.seconds
+    return {
+        "seconds": round(wall, 3),
+        "accesses": accesses,
+        "accesses_per_s": round(accesses / wall) if wall > 0 else None,
     }

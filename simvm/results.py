@@ -307,7 +307,7 @@ class RunResult:
             if value is not None
         )
         cut = " (cut short)" if self.partial else ""
-        title = html.escape(f"{scenario['name']} · {scenario['variant']}{cut}")
+        title = html.escape(f"{scenario['name']} · {self.manifest['variant']}{cut}")
         return f"<table><caption>{title}</caption>{rows}</table>"
 
 

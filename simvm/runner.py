@@ -86,15 +86,12 @@ def run_file(
         variants(path, sets) if variant is None else {variant: resolve(path, sets, variant)}
     )
     failed: list[str] = []
+    watch = provenance.Stopwatch()
+    results: dict[str, RunResult] = {}
     partial = False
     with RunWriter(out) as writer:
         for name, scenario in chosen.items():
-            directory = writer.variant(name)
-            result = _run(scenario, name, directory, progress)
-            writer.finish(
-                name, summary=result.summary, manifest=result.manifest,
-                scenario_toml=to_toml(scenario, Path(out) / name),
-            )  # fmt: skip
+            results[name] = result = _run(scenario, name, writer.variant(name), progress)
             partial = result.partial
             if partial:
                 break
@@ -102,6 +99,12 @@ def run_file(
                 f"{name}: {text}"
                 for text in failures(result.summary, scenario.expect.get(BASE, {}))
             ]
+        whole = provenance.whole_program(watch, [each.manifest for each in results.values()])
+        for name, result in results.items():
+            writer.finish(
+                name, summary=result.summary, manifest=result.manifest | {"program_wall": whole},
+                scenario_toml=to_toml(chosen[name], Path(out) / name),
+            )  # fmt: skip
         summary = writer.publish()
     return ScenarioOutcome(Path(out), summary, failed, partial)
 
@@ -123,7 +126,7 @@ def _run(
         )
         simulation.run()
         table = recorder.close(simulation.partial)
-    summary = simulation.summary(variant=variant, digest=code)
+    summary = simulation.summary(code)
     manifest = provenance.manifest(
         scenario_digest=code, seed=scenario.scenario.seed, variant=variant, watch=watch,
         accesses=simulation.accesses, simulated_ns=simulation.env.now,

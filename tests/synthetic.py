@@ -198,7 +198,7 @@ def write_variant(
     toml = f'schema = 1\n[scenario]\nname = "{name}"\n'
     summary = {
         "schema_version": 1,
-        "scenario": {"name": name, "question": question, "variant": variant, "seed": 1,
+        "scenario": {"name": name, "question": question, "seed": 1,
                      "digest": digest(toml), "simulated_ns": steps * SAMPLE_NS, "partial": partial},
         "host": {"memory_bytes": 48 * GIB, "page_size": form["host"], "oom_kills": 0, **whole},
         "classes": {"web": {

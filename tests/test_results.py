@@ -156,7 +156,7 @@ def test_a_file_that_is_no_timeline(tmp_path: Path) -> None:
 
 def test_load_takes_a_run_or_a_comparison(run_directory: Path, base: RunResult) -> None:
     assert base.directory == run_directory / "base"
-    assert base.summary["scenario"]["variant"] == "base"
+    assert base.manifest["variant"] == "base"
     assert not base.partial
     alone = RunResult.load(str(run_directory / "thp"))
     assert alone.manifest["variant"] == "thp"

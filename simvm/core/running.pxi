@@ -293,6 +293,15 @@ cdef class Vcpu:
         vcpu.queue_work(&self.c, start, size, False)
 
     @property
+    def unwritten_bytes(self):
+        """What the kernel has queued and not yet written."""
+        cdef uint64_t left = 0
+        cdef int i
+        for i in range(self.c.n_work):
+            left += self.c.work[i].end - self.c.work[i].at
+        return left
+
+    @property
     def done(self):
         """Accesses done in this phase."""
         return self.c.done

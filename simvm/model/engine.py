@@ -103,11 +103,11 @@ class Simulation:
         self._check()
         self._sampler.sample()
 
-    def summary(self, *, variant: str, digest: str) -> dict[str, Any]:
+    def summary(self, digest: str) -> dict[str, Any]:
         """What came of it; after `run`."""
         build = Summary(self._scenario, self.host, self._sampler, self.tasks).build
         return build(
-            self.guests, variant=variant, seed=self._scenario.scenario.seed, digest=digest,
+            self.guests, seed=self._scenario.scenario.seed, digest=digest,
             partial=self.partial,
         )  # fmt: skip
 

@@ -35,8 +35,8 @@ def open_waits(faults: Iterable[Fault], workers: int) -> list[int]:
     return waits
 
 
-def closed_waits(vcpus: Sequence[Iterable[Fault]], workers: int) -> tuple[list[int], int]:
-    """The waits of a closed set of vCPUs, and the ns until the last of them is done."""
+def closed_waits(vcpus: Sequence[Iterable[Fault]], workers: int) -> list[int]:
+    """The waits of the faults of a closed set of vCPUs, as they end."""
     env = Clock()
     threads = FaultThreads(env, Cores(env, workers), workers)
     waits: list[int] = []
@@ -49,7 +49,7 @@ def closed_waits(vcpus: Sequence[Iterable[Fault]], workers: int) -> tuple[list[i
     for faults in vcpus:
         env.process(run(faults))
     env.run()
-    return waits, env.now
+    return waits
 
 
 def _one(

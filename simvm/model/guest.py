@@ -40,12 +40,21 @@ GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
 
 
 class NamedRegion:
-    """A region of a process, under the name that the host may see."""
+    """A region of a process, under the name that the host may see.
 
-    def __init__(self, process: str, name: str, core: _core.Region) -> None:
+    `core` is what is mapped, in whole pages; `asked` is what the program asked for.
+    """
+
+    def __init__(self, process: str, name: str, asked: int, core: _core.Region) -> None:
         self.process = process
         self.name = name
+        self.asked = asked
         self.core = core
+
+    @property
+    def used_bytes(self) -> int:
+        """What the program accesses: the same for every size of page."""
+        return min(self.asked, self.core.size)
 
 
 class Space:
@@ -54,7 +63,11 @@ class Space:
     def __init__(self, core: _core.AddressSpace, table: _core.PageTable | None, first: int) -> None:
         self.core = core
         self.table = table
-        self.next_address = first
+        self.next_address = self._first = first
+
+    def reuse(self) -> None:
+        """Begin anew with addresses, when no region is left."""
+        self.next_address = self._first
 
 
 class Guest:
@@ -94,7 +107,8 @@ class Guest:
         self.failure: str | None = None
         self.alive = False
         self.vmm_pages: list[int] = []
-        self.kernel_bytes = 0
+        self.kernel_bytes = 0       # boot footprint and struct pages
+        self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
         self.memory = _core.BlockAllocator(config.memory if self.nested else 0)
@@ -142,15 +156,17 @@ class Guest:
         return self.processes[name]
 
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
-        """Make a named region of `size` bytes, rounded up to guest pages. Nothing is touched."""
+        """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
         space = self.process(process)
         order = ORDER_BYTES.index(self.config.page_size) if self.nested else 0
         page = ORDER_BYTES[order]
-        size = -(-size // page) * page
+        if not self.nested and self.host.settings.backing == "hugetlb":
+            page = self.host.settings.page_size
+        whole = -(-size // page) * page
         zeroing = self.nested and self.config.zeroing == "guest"
-        core = _core.Region(space.next_address, size, order, zeroing)
-        space.next_address += -(-size // GUARD) * GUARD + GUARD
-        region = self.regions[process, name] = NamedRegion(process, name, core)
+        core = _core.Region(space.next_address, whole, order, zeroing)
+        space.next_address += -(-whole // GUARD) * GUARD + GUARD
+        region = self.regions[process, name] = NamedRegion(process, name, size, core)
         return region
 
     def free(self, region: NamedRegion, size: int | Literal["all"]) -> list[tuple[int, int]]:
@@ -174,6 +190,8 @@ class Guest:
     def _drop_if_empty(self, region: NamedRegion) -> None:
         if region.core.size == 0:
             del self.regions[region.process, region.name]
+            if not any(process == region.process for process, _ in self.regions):
+                self.processes[region.process].reuse()
 
     def fail(self, reason: str) -> None:
         """The guest cannot go on, and not for lack of the host's memory."""
@@ -252,7 +270,7 @@ class Guest:
         now = self.holdings()
         if now != self.noted:
             for name, size in now.items():
-                self.host.note(name, size - self.noted[name])
+                self.host.note(self.class_, name, size - self.noted[name])
                 self.peaks[name] = max(self.peaks[name], size)
             self.noted = now
 
@@ -323,7 +341,7 @@ class Guest:
         if not self.alive:
             return 0
         regions = sum(region.core.touched_bytes for region in self.regions.values())
-        return regions + self.kernel_bytes + self.guest_table_bytes + self.guest_deposit_bytes
+        return regions + self.booted_bytes + self.guest_table_bytes + self.guest_deposit_bytes
 
     @property
     def stranded_bytes(self) -> int:

@@ -37,8 +37,10 @@ def min_free_bytes(memory: int) -> int:
 class Host:
     """Everything that guests share.
 
-    `fault_ns[order]` is the service of a SLAT fault of 4 KiB, 2 MiB or 1 GiB, the zeroing
-    of the new memory included; `container_fault_ns` the same without leaving a guest.
+    `sums[class][gauge]` is over the guests of a class, `peaks` its highest value; the class
+    "" is all guests. `fault_ns[order]` is the service of a SLAT fault of 4 KiB, 2 MiB or
+    1 GiB, the zeroing of the new memory included; `container_fault_ns` the same without
+    leaving a guest.
     """
 
     def __init__(self, env: Clock, scenario: Scenario, cpu: Cpu, costs: Costs) -> None:
@@ -68,8 +70,8 @@ class Host:
         self.set_watermarks(kswapd_awake=False)
         self.swap = SwapDevice(env, host.swap, costs)
         self.guests: dict[int, Guest] = {}
-        self.sums: dict[str, int] = defaultdict(int)
-        self.peaks: dict[str, int] = defaultdict(int)
+        self.sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.oom_kills = 0
         zeroing = cpu.zeroing_bytes_per_s
         fixed = (costs.slat_fault_4k_ns, costs.slat_fault_2m_ns, costs.slat_fault_1g_ns)
@@ -89,10 +91,11 @@ class Host:
         """Free frames, without the hugetlb pool."""
         return self.memory.free_bytes
 
-    def note(self, gauge: str, change: int) -> None:
-        """Keep a sum over guests, and its peak, as a guest's part of it changes."""
-        self.sums[gauge] += change
-        self.peaks[gauge] = max(self.peaks[gauge], self.sums[gauge])
+    def note(self, class_: str, gauge: str, change: int) -> None:
+        """Keep the sums over guests, and their peaks, as a guest's part of them changes."""
+        for of in ("", class_):
+            self.sums[of][gauge] += change
+            self.peaks[of][gauge] = max(self.peaks[of][gauge], self.sums[of][gauge])
 
     def largest_guest(self) -> Guest | None:
         """Whom the OOM killer takes: the guest with the most memory, resident and swapped."""

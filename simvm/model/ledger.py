@@ -57,5 +57,5 @@ def audit(host: Host) -> None:
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
     if host.memory.frames.recount() != host.free_bytes:
         raise SimulationFailed(f"at {host.env.now} ns free memory is miscounted")
-    if host.sums["backed_bytes"] != sum(guest.backed_bytes for guest in host.guests.values()):
+    if host.sums[""]["backed_bytes"] != sum(guest.backed_bytes for guest in host.guests.values()):
         raise SimulationFailed(f"at {host.env.now} ns the sum over guests was not kept")

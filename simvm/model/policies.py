@@ -1,8 +1,8 @@
 """Reclaim policies: which folios to take. They decide; `reclaim` acts.
 
 A policy sees accessed bits (harvested for it, and charged) and its own lists; never the
-touched bits, which are the truth. Adding one: a class with `choose`, and a line in
-`POLICIES`.
+touched bits, which are the truth. Adding one: a class with what `Policy` names, and a line
+in `POLICIES`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Policy(Protocol):
     refault_list: int
     """Where a refaulted page goes that belongs to the working set."""
 
-    def choose(self, memory: _core.HostMemory) -> Decision: ...
+    def choose(self, memory: _core.HostMemory) -> Decision:
+        """Look at the old ends of the lists and say what to take."""
+        ...
 
     def working_set_pages(self, memory: _core.HostMemory) -> int:
         """A page evicted fewer pages ago than this was of the working set."""

@@ -135,7 +135,8 @@ class FaultThreads:
                 yield env.timeout(self._length(train, faults)) | cut
                 self._cuts[worker] = None
                 spent = env.now - started
-                faults = min(train.faults, spent // max(1, train.service_each) + 1)
+                if spent < self._length(train, faults):
+                    faults = min(faults, spent // max(1, train.service_each) + 1)
                 yield env.timeout(max(0, self._length(train, faults) - spent))
             self._cores.release()
             train.served_ns += env.now - started

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PAGE = 1 << 12
 MAX_RETRIES = 16  # MAX_RECLAIM_RETRIES, mm/internal.h
-MARGIN = 80 * PAGE  # beyond the min watermark: what one step of a vCPU may take at most
+MARGIN = 16 * PAGE  # beyond the min watermark: what one fault may take, its tables included
 
 
 class Reclaimer:
@@ -74,7 +74,7 @@ class Reclaimer:
                 yield from vcpu.spend_on_reclaim(host.swap.writes_done)
             elif not reclaimed:
                 tries += 1
-        return host.free_bytes >= host.min_bytes + 16 * PAGE
+        return host.free_bytes >= host.min_bytes + MARGIN
 
     def out_of_memory(self) -> Guest | None:
         """Kill the guest that holds most memory."""
@@ -108,7 +108,7 @@ class Reclaimer:
             host.set_watermarks(kswapd_awake=False)
 
     def _shrink(self) -> tuple[int, int]:
-        """One batch of reclaim: progress made (pages, or folios aged), and its CPU time in ns."""
+        """One batch of reclaim: progress (pages; folios aged or split), and its CPU time in ns."""
         memory, costs = self._memory, self._host.costs
         if self._policy is None:
             return 0, costs.reclaim_scan_ns
@@ -141,7 +141,7 @@ class Reclaimer:
             hit[owner].invalidate(address, PAGE << (9 * self._memory.order_of(folio)))
 
     def _evict(self, folio: int, hit: dict[int, Guest]) -> tuple[int, int]:
-        """Unmap a folio and send it to the swap device: pages that will be free, and ns."""
+        """Unmap a folio and send it to the swap device, or split it: progress, and ns."""
         host, memory, costs = self._host, self._memory, self._host.costs
         order = memory.order_of(folio)
         owner, address = memory.owner_of(folio)
@@ -157,7 +157,7 @@ class Reclaimer:
         guest.host_splits += order
         if slot is None:
             memory.split(folio, memory.new_list)
-            return 0, costs.thp_split_ns
+            return 1, costs.thp_split_ns  # progress: its pages can be taken one by one
         frame = memory.address_of(folio)
         memory.swap_out(folio, slot)
         guest.note_backed()

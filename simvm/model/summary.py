@@ -103,7 +103,7 @@ class Summary:
         self._tasks = tasks
 
     def build(
-        self, guests: list[Guest], *, variant: str, seed: int, digest: str, partial: bool
+        self, guests: list[Guest], *, seed: int, digest: str, partial: bool
     ) -> dict[str, Any]:
         """The summary of the run as it stands."""
         meta = self._scenario.scenario
@@ -112,7 +112,6 @@ class Summary:
             "scenario": {
                 "name": meta.name,
                 "question": meta.question,
-                "variant": variant,
                 "seed": seed,
                 "digest": digest,
                 "simulated_ns": self._host.env.now,
@@ -152,7 +151,7 @@ class Summary:
             "backing": host.settings.backing,
             "oom_kills": host.oom_kills,
             "slowdown": slowdown(guests),
-        } | ratios(self._records(guests)) | self._values(("", -1), host.peaks)
+        } | ratios(self._records(guests)) | self._values(("", -1), host.peaks[""])
 
     def _class_summary(self, name: str, guests: list[Guest]) -> dict[str, Any]:
         config = self._scenario.guests[name]
@@ -169,7 +168,7 @@ class Summary:
             "count": config.count,
             "slowdown": slowdown(guests),
             "slowdown_percentiles": percentiles(intervals),
-        } | ratios(self._records(guests)) | self._values((name, -1), {})
+        } | ratios(self._records(guests)) | self._values((name, -1), self._host.peaks[name])
 
     def _guest_summary(self, guest: Guest) -> dict[str, Any]:
         records = self._records([guest])

@@ -19,9 +19,10 @@ import simpy
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
-from simvm.workload.patterns import make_stream, random_bits, trace_of
+from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from, trace_of
 
 if TYPE_CHECKING:
+    from simvm import _core
     from simvm.model.guest import Guest, NamedRegion
     from simvm.scenario import Phase
 
@@ -123,11 +124,22 @@ class Task:
         requests = Requests(guest, phase, label) if phase.open_loop else None
         bodies: list[Process] = [] if requests is None else [requests.arrive()]
         works: list[Work] = []
-        for number in range(phase.threads):
+        # Who serves a request depends on time; what requests access must not.
+        sources = 1 if requests is not None else phase.threads
+        streams: list[tuple[_core.Stream, Chunks]] = []
+        for number in range(sources):
             bits = random_bits(guest.scenario.scenario.seed, f"{label}/{number}")
-            stream, chunks = make_stream(
-                phase.pattern, region.core.size, phase.write_fraction, bits, number, phase.threads
-            )
+            streams.append(make_stream(
+                phase.pattern, region.used_bytes, phase.write_fraction, bits, number, sources
+            ))  # fmt: skip
+        for number in range(phase.threads):
+            if sources == phase.threads:
+                stream, chunks = streams[number]
+            else:
+                assert phase.accesses_per_request is not None
+                stream, chunks = taken_from(
+                    streams[0][0], region.used_bytes, phase.accesses_per_request
+                )
             works.append(Work(phase, guest.process(phase.process), region, stream, chunks))
             vcpu = self.vcpus[number]
             vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
@@ -139,8 +151,8 @@ class Task:
         guest.activities += threads
         yield env.all_of(threads)
         guest.activities = [each for each in guest.activities if each not in threads]
-        for number, work in enumerate(works):
-            guest.note_stream(f"{label}/{number}", work.stream.digest)
+        for number, (stream, _) in enumerate(streams):
+            guest.note_stream(f"{label}/{number}", stream.digest)
         if not guest.alive:
             raise GuestKilled
 

@@ -18,6 +18,7 @@ from simvm import _core
 from simvm.errors import SimulationFailed
 from simvm.model.accounts import Account
 from simvm.model.queues import Process
+from simvm.model.reclaim import MARGIN
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest, NamedRegion, Space
@@ -191,10 +192,11 @@ class VirtualCpu:
         while len(guest.vmm_pages) < pages:
             yield from self.enter_core()
             host.reclaimer.check_watermarks()
-            if host.free_bytes < host.min_bytes + 80 * PAGE:
+            room = host.free_bytes - host.min_bytes
+            if room < MARGIN:
                 yield from self._reclaim()
                 continue
-            chunk = min(64, pages - len(guest.vmm_pages))
+            chunk = min(64, room // PAGE, pages - len(guest.vmm_pages))
             guest.vmm_pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
             yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
 
@@ -210,6 +212,7 @@ class VirtualCpu:
                 guest.kernel_space, guest.backing, guest.fault_path.train(scenario.train),
                 scenario.train_service,
             )
+            guest.booted_bytes = size - self.core.unwritten_bytes
             yield from self._settle(None)
             if reason == _core.RUN_BUDGET:
                 return
@@ -298,7 +301,7 @@ class VirtualCpu:
         if frame is not None:
             guest.swapped_in(address, slot, frame)
         else:
-            while host.free_bytes < host.min_bytes + 16 * PAGE:
+            while host.free_bytes < host.min_bytes + MARGIN:
                 yield from self._reclaim()
                 if guest.backing.slot_of(address) != slot or slot in guest.reads:
                     return

@@ -121,3 +121,12 @@ def make_stream(
             trace = trace_of(pattern)
             again = chain.from_iterable(trace.chunks() for _ in repeat(None))
             return _core.Stream.trace(bits, trace.region_bytes), again
+
+
+def taken_from(source: _core.Stream, size: int, length: int) -> tuple[_core.Stream, Chunks]:
+    """A stream that takes `length` accesses at a time from `source`, of which others take too.
+
+    However they take turns, together they take the same accesses.
+    """
+    chunks = (source.take(length) for _ in repeat(None))
+    return _core.Stream.trace(np.random.PCG64(0), size), chunks
