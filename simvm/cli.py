@@ -45,6 +45,9 @@ EXIT_SIGPIPE: Final = 141
 _WIDTH: Final = 120
 """Columns of a table that does not go to a terminal."""
 
+_LONG: Final = ("source", "value", "target")
+"""Columns whose texts may go on in another line."""
+
 Verb = Callable[[argparse.Namespace], None]
 
 
@@ -128,6 +131,9 @@ def _add_show(verbs: Any) -> None:
 def _add_report(verbs: Any) -> None:
     made = _verb(verbs, "report", _report, "write report.html and charts of a run directory")
     _file(made, "directory", "a run directory")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the page goes (default: the run directory)"
+    )
     _format(made)
     _quiet(made)
 
@@ -223,7 +229,10 @@ def _answer(args: argparse.Namespace, data: Any, table: Callable[[], RenderableT
     if args.format == "json":
         print(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _console().print(table())
+        console = _console()
+        with console.capture() as text:  # on a closed pipe rich itself would exit with 1
+            console.print(table())
+        print(text.get(), end="")
 
 
 def _rows(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> RenderableType:
@@ -232,11 +241,19 @@ def _rows(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Re
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-    for number, head in enumerate(heads):
-        table.add_column(head, overflow="fold", no_wrap=number == 0)
+    for head in heads:
+        table.add_column(head, overflow="fold", no_wrap=head not in _LONG)
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 def _tell(args: argparse.Namespace, text: str) -> None:
@@ -313,8 +330,10 @@ def _complain(mistakes: Sequence[Mistake], stream: Any) -> None:
 
 def _scenario(args: argparse.Namespace) -> None:
     from simvm import scenario
+    from simvm.core_check import load_core
 
     name = scenario.load(args.file, args.sets).scenario.name
+    load_core()  # before anything is written
     out = args.out if args.out is not None else Path("runs") / name
     from simvm.report import comparison_table, write_report
     from simvm.runner import run_file
@@ -370,7 +389,7 @@ def _report(args: argparse.Namespace) -> None:
     from simvm.report import comparison_table, write_report
     from simvm.results import comparison, load_runs
 
-    page = write_report(args.directory)
+    page = write_report(args.directory, args.out)
     summary = comparison(load_runs(args.directory))
     _answer(args, summary, lambda: comparison_table(summary))
     _tell(args, f"report: {page}")
@@ -473,7 +492,7 @@ def _validate(args: argparse.Namespace) -> None:
     from simvm import validation
 
     rows = validation.run()
-    heads = ("target", "published", "simulated", "error", "tolerance", "within", "source")
+    heads = ("target", "published", "simulated", "error", "tolerance", "within")  # sources: JSON
     table = [[row[head] for head in heads] for row in rows]
     _answer(args, {"rows": rows}, lambda: _rows("", heads, table))
 

@@ -25,8 +25,13 @@ __all__ = [
 PNG_SCALE: Final = 1.5
 
 
-def write_report(directory: Path | str) -> Path:
-    """Write ``report.html`` and ``charts/*.svg`` and ``*.png`` into a run directory.
+def write_report(directory: Path | str, out: Path | str | None = None) -> Path:
+    """Write ``report.html`` and ``charts/*.svg`` and ``*.png`` of a run directory.
+
+    Parameters
+    ----------
+    out
+        Where they go, made if it is missing; None: into the run directory itself.
 
     Returns
     -------
@@ -42,11 +47,11 @@ def write_report(directory: Path | str) -> Path:
     from simvm.report.charts import FIGURE_NAMES, figures
     from simvm.report.page import render
 
-    directory = Path(directory)
     runs = load_runs(directory)
     drawn = figures(runs)
-    charts = directory / CHARTS_DIRECTORY
-    charts.mkdir(exist_ok=True)
+    place = Path(directory if out is None else out)
+    charts = place / CHARTS_DIRECTORY
+    charts.mkdir(parents=True, exist_ok=True)
     for figure in drawn:
         svg = vl_convert.vegalite_to_svg(figure.picture(), allowed_base_urls=[])
         write_text(charts / f"{figure.name}.svg", svg)
@@ -57,6 +62,6 @@ def write_report(directory: Path | str) -> Path:
     for name in FIGURE_NAMES - {figure.name for figure in drawn}:  # of an earlier report
         for suffix in ("svg", "png"):
             (charts / f"{name}.{suffix}").unlink(missing_ok=True)
-    page = directory / REPORT_FILE
+    page = place / REPORT_FILE
     write_text(page, render(runs, drawn))
     return page
