@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simvm.runner import run
-    from simvm.scenario import load
+    from simvm.scenario.load import load
 
 __all__ = ["__version__", "load", "run"]
 

@@ -443,7 +443,8 @@ cdef int set_up_tlb(mmu.Tlb *t, arrays) except -1:
         for order in array.orders:
             if order not in (0, 1, 2) or t.banks[order] == 2:
                 raise ValueError(f"{array} must hold orders 0 to 2, each in at most two arrays")
-            if t.banks[order] == 1 and (t.arrays[order][0].sets != a.sets or t.arrays[order][0].ways != a.ways):
+            if t.banks[order] == 1 and (t.arrays[order][0].sets != a.sets
+                                        or t.arrays[order][0].ways != a.ways):
                 raise ValueError(f"{array} must have the shape of the other bank")
             t.arrays[order][t.banks[order]] = a
             t.banks[order] += 1

@@ -37,7 +37,7 @@ TIMELINE_FILE: Final = "timeline.parquet"
 
 _VERSION_KEY: Final = b"simvm.timeline_version"
 _PARTIAL_KEY: Final = b"simvm.partial"
-_ALLOWED: Final = {scope: frozenset(names_at(scope)) for scope in SCOPES}
+_ALLOWED: Final[dict[str, frozenset[str]]] = {scope: frozenset(names_at(scope)) for scope in SCOPES}
 
 
 def _field(column: Column) -> pa.Field:
@@ -115,7 +115,7 @@ class Recorder:
             raise SimulationFailed("the timeline is closed")
         if time_ns < self._time_ns:
             raise SimulationFailed(f"time ran back from {self._time_ns} ns to {time_ns} ns")
-        allowed = _ALLOWED.get(scope)  # type: ignore[call-overload]
+        allowed = _ALLOWED.get(scope)
         if allowed is None:
             raise SimulationFailed(f"scope {scope!r} is none of {', '.join(SCOPES)}")
         if not values.keys() <= allowed:

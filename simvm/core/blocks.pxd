@@ -147,7 +147,8 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     b.free_pages -= 1
     if b.free_in[i] == 0:
         block_unlink(b, b.state[i], i)
-    return b.base + (<uint64_t>i << 21) + (<uint64_t>(w * 64 + count_trailing_zeros(free_bits)) << 12)
+    w = w * 64 + count_trailing_zeros(free_bits)
+    return b.base + (<uint64_t>i << 21) + (<uint64_t>w << 12)
 
 
 cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:

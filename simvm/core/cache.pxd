@@ -15,7 +15,11 @@ cdef extern from *:
     #define SIMVM_LIKELY(x) __builtin_expect(!!(x), 1)
     #define SIMVM_PREFETCH(x) __builtin_prefetch(x)
     #else
-    static int SIMVM_CTZ(unsigned long long x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return n; }
+    static int SIMVM_CTZ(unsigned long long x) {
+        int n = 0;
+        while (!(x & 1)) { x >>= 1; n++; }
+        return n;
+    }
     #define SIMVM_LIKELY(x) (x)
     #define SIMVM_PREFETCH(x) ((void)(x))
     #endif
@@ -56,7 +60,8 @@ cdef struct Assoc:
     uint64_t *bits       # tree-PLRU: one word a set
 
 
-cdef inline int assoc_init(Assoc *a, uint64_t entries, int ways, int policy, int values) noexcept nogil:
+cdef inline int assoc_init(Assoc *a, uint64_t entries, int ways, int policy,
+                           int values) noexcept nogil:
     """Set up `entries` places in sets of `ways`; -1 when memory is short."""
     cdef uint64_t i
     a.sets = entries // ways

@@ -4,7 +4,8 @@
 # at a TLB: whoever calls them charges and orders the invalidations.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_of, break_2m, free_2m,
+from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_of, break_2m,
+                                free_2m,
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
 from simvm.core.table cimport (ACCESSED, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
@@ -54,7 +55,8 @@ cdef inline void release_leaf(Backing *b, uint64_t target, int order) noexcept n
             withdraw(b.table)
 
 
-cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots, Zapped *z) noexcept nogil:
+cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
+                    Zapped *z) noexcept nogil:
     """Unmap and free [start, end). A hugetlb page goes whole or not at all."""
     cdef uint64_t at = start, span, base
     cdef Node *node = NULL
@@ -187,7 +189,8 @@ cdef inline int64_t swap_in(Backing *b, uint64_t address, uint64_t frame, int wh
     return slot
 
 
-cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest, uint64_t base) noexcept nogil:
+cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest,
+                                    uint64_t base) noexcept nogil:
     """Backed 4 KiB pages under `node` that are free in the guest."""
     cdef uint64_t pages = 0, address
     cdef uint32_t block
@@ -219,7 +222,10 @@ cdef inline uint64_t free_in_range(const Blocks *g, uint64_t address, int order)
     cdef uint32_t i
     if order == 2:
         for i in range(block, min(block + 512, g.n)):
-            pages += 512 if g.state[i] == BLOCK_FREE else (g.free_in[i] if g.state[i] < BLOCK_WHOLE else 0)
+            if g.state[i] == BLOCK_FREE:
+                pages += 512
+            elif g.state[i] < BLOCK_WHOLE:
+                pages += g.free_in[i]
         return pages
     if block >= g.n:
         return 0
@@ -253,5 +259,6 @@ cdef inline bint claim_below(const Node *node, uint64_t *claimed) noexcept nogil
         if is_child(node.entry[i]):
             alone = claim_below(child_of(node.entry[i]), claimed) and alone
         elif node.entry[i] & LEAF:
-            alone = claim_pages(claimed, node.entry[i] & TARGET, span_of(node.level - 1) >> 12) and alone
+            alone = claim_pages(claimed, node.entry[i] & TARGET,
+                                span_of(node.level - 1) >> 12) and alone
     return alone

@@ -12,7 +12,9 @@ cdef class HostMemory:
         self.frames = BlockAllocator(0)
         if size % (1 << 21) or size <= 0 or size >= <uint64_t>1 << 43:
             raise ValueError("host memory must be a multiple of 2 MiB below 8 TiB")
-        if blocks.blocks_init(&self.c.frames, size, 0) != 0 or folios.folios_init(&self.c.folios, size, 0) != 0:
+        if blocks.blocks_init(&self.c.frames, size, 0) != 0:
+            raise MemoryError()
+        if folios.folios_init(&self.c.folios, size, 0) != 0:
             raise MemoryError()
         self.frames.c = &self.c.frames
         self.frames.keep = self
@@ -35,7 +37,10 @@ cdef class HostMemory:
             raise MemoryError()
         self.c.pool_order = order
         for i in range(n):
-            address = blocks.alloc_1g(&self.c.frames) if order == 2 else blocks.alloc_2m(&self.c.frames)
+            if order == 2:
+                address = blocks.alloc_1g(&self.c.frames)
+            else:
+                address = blocks.alloc_2m(&self.c.frames)
             if address == blocks.NO_PAGE:
                 raise MemoryError("host memory cannot hold the hugetlb pool")
             self.c.pool[i] = address
@@ -220,4 +225,3 @@ cdef class Backing:
         self.page_table.destroy()
         del self.host.backings[self.c.owner]
         return slots
-

@@ -4,7 +4,8 @@
 # here is one step of that page, in its order.
 
 from libc.stdint cimport int64_t, uint64_t
-from simvm.core.cache cimport (EMPTY, Assoc, LineCache, assoc_find, assoc_flush, assoc_insert, assoc_remove,
+from simvm.core.cache cimport (EMPTY, Assoc, LineCache, assoc_find, assoc_flush, assoc_insert,
+                               assoc_remove,
                                likely, lines_touch, set_of)
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of,
                                find_leaf, is_child, shift_of, span_of)
@@ -117,7 +118,8 @@ cdef inline uint64_t *tlb_find(Tlb *t, uint64_t asid, uint64_t va, int *order) n
     return NULL
 
 
-cdef inline uint64_t *tlb_insert(Tlb *t, uint64_t asid, uint64_t va, int order, uint64_t dirty) noexcept nogil:
+cdef inline uint64_t *tlb_insert(Tlb *t, uint64_t asid, uint64_t va, int order,
+                                 uint64_t dirty) noexcept nogil:
     cdef uint64_t page = va >> (12 + 9 * order)
     cdef uint64_t s
     cdef Assoc *a
@@ -340,7 +342,8 @@ cdef inline void set_dirty(Mmu *m, Space *s, uint64_t va) noexcept nogil:
     entry[0] |= DIRTY
 
 
-cdef inline int access_missing_l1(Mmu *m, Space *s, Tlb *l1, uint64_t va, bint write) noexcept nogil:
+cdef inline int access_missing_l1(Mmu *m, Space *s, Tlb *l1, uint64_t va,
+                                  bint write) noexcept nogil:
     cdef int order = 0, status, served
     cdef uint64_t hpa = 0, dirty = 0
     cdef uint64_t *entry = tlb_find(&m.l2, s.asid, va, &order)

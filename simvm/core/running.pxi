@@ -4,7 +4,7 @@ cdef class Region:
     """A named range of a process: `size` bytes from `base`, in guest pages of `order`."""
 
     def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False):
-        if order < 0 or order > 2 or base % table.span_of(order) or size % table.span_of(order) or size == 0:
+        if not 0 <= order <= 2 or size == 0 or (base | size) % table.span_of(order):
             raise ValueError("base and size must be multiples of the guest page size")
         self.c.base, self.c.bytes, self.c.order, self.c.zeroing = base, size, order, zeroing
         self.c.n_touched = 0
@@ -42,7 +42,7 @@ cdef class Region:
         cdef list extents = []
         cdef uint64_t start = 0, length = 0, target
         if size > end or size % table.span_of(self.c.order):
-            raise ValueError(f"size (={size}) must be a multiple of the page size within the region")
+            raise ValueError(f"size (={size}) must be whole pages within the region")
         at = self.c.base + end - size
         while at < self.c.base + end:
             entry = table.find_entry(&guest.c, at, &node, &level)
@@ -135,7 +135,8 @@ cdef class Stream:
         return s
 
     @classmethod
-    def zipf(cls, bit_generator, size, slots, uint64_t scatter, uint64_t granule=4096, write_fraction=0.0):
+    def zipf(cls, bit_generator, size, slots, uint64_t scatter, uint64_t granule=4096,
+             write_fraction=0.0):
         """Nodes of `granule` bytes by rank, each read and written in its first page.
 
         `slots` is an alias table: rows (threshold, alias, first rank, width).
@@ -150,12 +151,14 @@ cdef class Stream:
         s.c.n_slots = view.shape[0]
         s.c.scatter = scatter
         s.c.granule, s.c.nodes = granule, size // granule
-        if granule < 4096 or granule > size or view[view.shape[0] - 1, 2] + view[view.shape[0] - 1, 3] > s.c.nodes:
+        last = view.shape[0] - 1
+        if not 4096 <= granule <= size or view[last, 2] + view[last, 3] > s.c.nodes:
             raise ValueError("ranks and nodes must lie within the region")
         return s
 
     @classmethod
-    def strided(cls, bit_generator, size, uint64_t stride, uint64_t start, uint64_t length, write_fraction=0.0):
+    def strided(cls, bit_generator, size, uint64_t stride, uint64_t start, uint64_t length,
+                write_fraction=0.0):
         """Every `stride` bytes of [start, start + length), over and over."""
         cdef Stream s = cls(bit_generator, size, write_fraction)
         if stride == 0 or length == 0 or start + length > size:
@@ -182,7 +185,8 @@ cdef class Stream:
         return s
 
     @classmethod
-    def hot_cold(cls, bit_generator, size, uint64_t hot_pages, double hot_share, drift=None, write_fraction=0.0):
+    def hot_cold(cls, bit_generator, size, uint64_t hot_pages, double hot_share, drift=None,
+                 write_fraction=0.0):
         """`hot_share` of accesses in `hot_pages`; a window that moves `drift` pages per 1000."""
         cdef Stream s = cls(bit_generator, size, write_fraction)
         if not 0 < hot_pages < s.c.pages:
@@ -261,7 +265,8 @@ cdef class Vcpu:
         self.c.raw_cycles = 0
         self.c.done = 0
 
-    def run(self, AddressSpace space, Backing backing, BlockAllocator memory, Region region, Stream source,
+    def run(self, AddressSpace space, Backing backing, BlockAllocator memory, Region region,
+            Stream source,
             uint64_t budget, uint64_t deadline, uint64_t train, uint64_t service):
         """Run accesses: the reason to stop, one of RUN_*.
 
@@ -273,7 +278,8 @@ cdef class Vcpu:
             raise ValueError("the stream reaches beyond the region")
         self.c.train_left, self.c.service_left = train, service
         with nogil:
-            status = vcpu.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c, budget, deadline)
+            status = vcpu.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c,
+                              budget, deadline)
         return status
 
     def kernel_write(self, AddressSpace space, Backing backing, uint64_t train, uint64_t service):

@@ -187,7 +187,8 @@ cdef inline void withdraw(Table *t) noexcept nogil:
         free_4k(t.memory, t.deposits[t.n_deposits])
 
 
-cdef inline uint64_t *find_entry(const Table *t, uint64_t address, Node **at, int *level) noexcept nogil:
+cdef inline uint64_t *find_entry(const Table *t, uint64_t address, Node **at,
+                                 int *level) noexcept nogil:
     """The lowest entry that the walk for `address` reaches: a leaf, swapped, or 0."""
     cdef Node *node = t.root
     cdef uint64_t *entry
@@ -200,7 +201,8 @@ cdef inline uint64_t *find_entry(const Table *t, uint64_t address, Node **at, in
         node = child_of(entry[0])
 
 
-cdef inline uint64_t *find_leaf(const Table *t, uint64_t address, Node **at, int *order) noexcept nogil:
+cdef inline uint64_t *find_leaf(const Table *t, uint64_t address, Node **at,
+                                int *order) noexcept nogil:
     """The leaf that maps `address`, or NULL."""
     cdef int level
     cdef uint64_t *entry = find_entry(t, address, at, &level)
@@ -221,7 +223,8 @@ cdef inline void prune_up(Table *t, Node *node) noexcept nogil:
         node = parent
 
 
-cdef inline Node *descend(Table *t, uint64_t address, int level, Node **made, int *n_made) noexcept nogil:
+cdef inline Node *descend(Table *t, uint64_t address, int level, Node **made,
+                          int *n_made) noexcept nogil:
     """The node at `level` on the way to `address`, making what is missing.
 
     New nodes are appended to `made` (room for 5). NULL when memory is short; a leaf in

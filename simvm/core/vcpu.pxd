@@ -99,7 +99,8 @@ cdef inline void queue_work(Vcpu *v, uint64_t at, uint64_t size, bint zero) noex
     v.n_work += 1
 
 
-cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region, uint64_t address) noexcept nogil:
+cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
+                     uint64_t address) noexcept nogil:
     """Serve a first touch in the host. OK, or why it cannot be served here and now."""
     cdef Host *h = b.host
     cdef uint64_t end = b.end if b.end else region.base + region.bytes
@@ -176,7 +177,8 @@ cdef inline int do_work(Vcpu *v, Space *s, Backing *b, Region *region) noexcept 
     return OK
 
 
-cdef inline int guest_fault(Vcpu *v, Space *s, Blocks *memory, Region *region, uint64_t va) noexcept nogil:
+cdef inline int guest_fault(Vcpu *v, Space *s, Blocks *memory, Region *region,
+                            uint64_t va) noexcept nogil:
     """The guest's kernel maps the page at `va` and queues what it must write for that."""
     cdef int order = region.order, n_made = 0, i
     cdef uint64_t frame = NO_PAGE
@@ -275,7 +277,8 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
         next_access = stream.next[stream.at]
         fetch_ahead(s, region, stream)
         status = access(m, s, region.base + (next_access >> 1), next_access & 1)
-        v.raw_cycles = raw + m.count.penalty_cycles + m.count.walk_cycles + m.count.faulted_cycles - start
+        v.raw_cycles = raw - start + (
+            m.count.penalty_cycles + m.count.walk_cycles + m.count.faulted_cycles)
         if status != OK:
             if status == GUEST_FAULT:
                 status = guest_fault(v, s, memory, region, region.base + (next_access >> 1))
@@ -296,4 +299,3 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
             region.n_touched += 1
     v.done += done
     return status
-
