@@ -95,6 +95,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("slat_faults_4k", "faults", "The part of them that backed 4 KiB."),
     _count("slat_faults_2m", "faults", "The part of them that backed 2 MiB."),
     _count("slat_faults_1g", "faults", "The part of them that backed 1 GiB."),
+    _count("fault_retries", "faults", "Faults begun anew because an invalidation overtook them."),
     _count("swap_ins", "pages", "4 KiB pages read back from swap."),
     _count("swap_outs", "pages", "4 KiB pages written to swap."),
     _count("refaults", "pages", "Reclaimed pages faulted in again while still of the working set."),

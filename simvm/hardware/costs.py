@@ -36,8 +36,6 @@ class Costs:
     """A page fault of a container, without zeroing."""
     guest_fault_ns: int
     """A page fault that the guest's kernel serves, without zeroing."""
-    world_switch_ns: int
-    """One way between guest and hypervisor."""
     userfaultfd_extra_ns: int
     """What handling by a userfaultfd thread adds to a fault."""
     zone_lock_hold_ns: int

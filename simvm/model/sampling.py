@@ -44,6 +44,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "slat_faults_4k": faults[0],
         "slat_faults_2m": faults[1],
         "slat_faults_1g": faults[2],
+        "fault_retries": guest.fault_retries,
         "swap_ins": guest.swap_ins,
         "swap_outs": guest.swap_outs,
         "refaults": guest.refaults,
