@@ -23,7 +23,6 @@ INSTALL_TREE := build/install
 
 demo: build
 	$(PY) -m simvm scenario scenarios/passthrough.toml --out runs/passthrough
-	@echo "report: $(CURDIR)/runs/passthrough/report.html"
 
 test: build $(VENV)/.test
 	$(PY) -m pytest --cov

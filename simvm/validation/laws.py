@@ -1,0 +1,95 @@
+"""The laws that the simulation is held to, each worked out from its formula alone.
+
+Nothing here knows of the simulator. Probabilities are arrays that sum to 1 (the
+independent reference model: each access is drawn anew); times are in any one unit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Probabilities = NDArray[np.float64]
+
+ENTRIES = 512
+"""Entries in a table page."""
+
+
+def zipf(pages: int, exponent: float) -> Probabilities:
+    """The probability of each page by rank; exponent 0 is uniform."""
+    weight: Probabilities = np.arange(1, pages + 1, dtype=np.float64) ** -exponent
+    weight /= weight.sum()
+    return weight
+
+
+def lru_hits(p: Probabilities, entries: int) -> float:
+    """Hit ratio of a fully associative LRU cache (Che's approximation).
+
+    A page is present if it was accessed in the last T accesses, where T is such that
+    `entries` pages are present on average.
+    """
+    low, high = 0.0, 1.0
+    while _present(p, high) < entries:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _present(p, middle) < entries:
+            low = middle
+        else:
+            high = middle
+    return float((p * -np.expm1(-p * low)).sum())
+
+
+def _present(p: Probabilities, time: float) -> float:
+    return float(-np.expm1(-p * time).sum())
+
+
+def working_set(p: Probabilities, window: int) -> float:
+    """Mean number of distinct pages in `window` accesses."""
+    return float(-np.expm1(window * np.log1p(-p)).sum())
+
+
+def working_set_misses(p: Probabilities, window: int) -> float:
+    """Share of accesses to pages that none of the `window` accesses before touched."""
+    return float((p * np.exp(window * np.log1p(-p))).sum())
+
+
+def first_touches(pages: int, accesses: int) -> float:
+    """Mean number of distinct pages after uniform accesses."""
+    return pages * -math.expm1(accesses * math.log1p(-1 / pages))
+
+
+def table_bytes(footprint: int, leaf: int, levels: int = 4) -> int:
+    """Bytes of the table pages that map `footprint` bytes from 0 on with leaves of `leaf`."""
+    span, pages = leaf * ENTRIES, 0
+    while span <= 4096 * ENTRIES**levels:
+        pages += -(-footprint // span)
+        span *= ENTRIES
+    return pages * 4096
+
+
+def md1_wait(rate: float, service: float) -> float:
+    """Mean wait for one server with constant service times and Poisson arrivals."""
+    load = rate * service
+    return load * service / (2 * (1 - load))
+
+
+def mmc_wait(rate: float, service: float, servers: int) -> float:
+    """Mean wait for `servers` servers with exponential service times (Erlang C)."""
+    offered = rate * service
+    blocked = 1.0  # Erlang B, server by server
+    for n in range(1, servers + 1):
+        blocked = offered * blocked / (n + offered * blocked)
+    waiting = blocked / (1 - offered / servers * (1 - blocked))
+    return waiting * service / (servers - offered)
+
+
+def closed_wait(customers: int, think: float, service: float) -> float:
+    """Mean wait of `customers` that think and then queue for one server (exact MVA)."""
+    queued = response = 0.0
+    for n in range(1, customers + 1):
+        response = service * (1 + queued)
+        queued = n * response / (think + response)
+    return response - service
