@@ -1,0 +1,502 @@
+"""Puts real numbers, tables and pictures into README.md and the pages of docs/.
+
+    python -m docs.refresh              run the three scenarios, then rewrite everything
+    python -m docs.refresh --tables     the reference tables alone, without a simulation
+
+A block that this program owns stands between ``<!-- begin NAME -->`` and
+``<!-- end NAME -->``. tests/test_docs.py and tests/test_scenarios.py render the same blocks
+and compare, so a page cannot say what the program does not do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
+from simvm.report.labels import METRICS
+from simvm.results import Timeline, read_json
+from simvm.scenario import json_schema
+from simvm.units import format_bytes, format_ns, human_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENARIOS = ("passthrough", "overcommit", "trace")
+IMAGES = {
+    "passthrough-tradeoff": ("passthrough", "tradeoff"),
+    "passthrough-footprint": ("passthrough", "footprint"),
+    "overcommit-slowdown": ("overcommit", "slowdown"),
+}
+LARGEST_IMAGE = 300_000
+KIB = 1 << 10
+
+
+# --- blocks -----------------------------------------------------------------------------
+
+
+def block_pattern(name: str) -> re.Pattern[str]:
+    """What finds the block of a name in a page."""
+    return re.compile(rf"(<!-- begin {name} -->\n)(.*?)(<!-- end {name} -->)", re.DOTALL)
+
+
+def block(text: str, name: str) -> str:
+    """What stands in a block. KeyError when the page has none of that name."""
+    found = block_pattern(name).search(text)
+    if found is None:
+        raise KeyError(name)
+    return found[2]
+
+
+def with_block(text: str, name: str, content: str) -> str:
+    """The page with the block's content replaced."""
+    block(text, name)
+    return block_pattern(name).sub(lambda found: found[1] + content + found[3], text)
+
+
+# --- runs -------------------------------------------------------------------------------
+
+
+class Runs:
+    """The results of the three scenarios, in the run directories below one directory."""
+
+    def __init__(self, directory: Path, answers: dict[str, str]) -> None:
+        self.directory = directory
+        self.answers = answers
+        """What each command printed on stdout."""
+
+    @functools.cache  # noqa: B019 (one object a process)
+    def comparison(self, scenario: str) -> dict[str, dict[str, Any]]:
+        """The headline of each variant."""
+        variants: dict[str, dict[str, Any]] = read_json(
+            self.directory / scenario / "summary.json"
+        )["variants"]
+        return variants
+
+    @functools.cache  # noqa: B019
+    def summary(self, scenario: str, variant: str) -> dict[str, Any]:
+        """The summary of one run."""
+        return read_json(self.directory / scenario / variant / "summary.json")
+
+    @functools.cache  # noqa: B019
+    def host(self, scenario: str, variant: str) -> Timeline:
+        """The host's rows of one run."""
+        path = self.directory / scenario / variant / "timeline.parquet"
+        return Timeline.read(path).host()
+
+
+def command(scenario: str, out: Path) -> list[str]:
+    """The command that runs a scenario."""
+    file = ROOT / "scenarios" / f"{scenario}.toml"
+    return [sys.executable, "-m", "simvm", "scenario", str(file), "--out", str(out), "--quiet"]
+
+
+def run_scenarios(directory: Path, names: Sequence[str] = SCENARIOS) -> Runs:
+    """Run the scenarios as a user does, two at a time."""
+
+    def run(name: str) -> str:
+        done = subprocess.run(
+            command(name, directory / name), capture_output=True, text=True, check=False,
+            cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        return Runs(directory, dict(zip(names, pool.map(run, names), strict=True)))
+
+
+class Interval:
+    """What happened on the host between two samples of a run."""
+
+    def __init__(self, timeline: Timeline, first: int, last: int) -> None:
+        self._timeline = timeline
+        self._first = first
+        self._last = last
+
+    def change(self, counter: str) -> float:
+        """How much a counter grew."""
+        values = self._timeline.values(counter)
+        return float(values[self._last] - values[self._first])
+
+    @property
+    def loads_per_walk(self) -> float:
+        return self.change("walk_loads") / self.change("walks")
+
+    @property
+    def misses_per_kaccess(self) -> float:
+        return 1000 * self.change("tlb_misses") / self.change("accesses")
+
+    @property
+    def slowdown(self) -> float:
+        return self.change("elapsed_ns") / self.change("ideal_ns")
+
+
+def before_swapping(timeline: Timeline) -> Interval:
+    """From the start to the last sample at which nothing had been swapped out."""
+    quiet = [row for row, pages in enumerate(timeline.values("swap_outs")) if pages == 0]
+    return Interval(timeline, 0, quiet[-1])
+
+
+def last_of(timeline: Timeline, share: float) -> Interval:
+    """The last part of a run, as a share of its simulated time."""
+    times = timeline.values("time_ns")
+    start = times[-1] * (1 - share)
+    return Interval(timeline, int((times <= start).sum()) - 1, len(times) - 1)
+
+
+# --- what README says -------------------------------------------------------------------
+
+
+def closing_table(answer: str) -> str:
+    """A command's table without the blanks around it."""
+    lines = [line.rstrip() for line in answer.splitlines()]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def worked_example(runs: Runs) -> str:
+    """The command that `make demo` runs, and what it prints."""
+    return (
+        "```console\n$ python -m simvm scenario scenarios/passthrough.toml --out runs/passthrough\n"
+        f"{closing_table(runs.answers['passthrough'])}```\n"
+    )
+
+
+def findings(runs: Runs) -> str:
+    """What the scenarios show, in their own numbers."""
+    return "\n".join([*_passthrough(runs), "", *_overcommit(runs), "", *_trace(runs), ""])
+
+
+def _passthrough(runs: Runs) -> Iterator[str]:
+    rows = runs.comparison("passthrough")
+    base, thp, hugetlb, small, container = (
+        rows[name] for name in ("base", "thp", "hugetlb", "pages_4k", "container")
+    )
+    peaks = {name: runs.summary("passthrough", name)["host"]["peaks"] for name in rows}
+    yield "`scenarios/passthrough.toml`, with 2 MiB host pages in all variants but `pages_4k`:"
+    yield ""
+    yield (
+        "- **The same TLB reach as THP.** An entry covers the smaller of the guest's and the "
+        f"host's page, 2 MiB in both: {base['tlb_misses_per_kaccess']:.1f} misses per 1,000 "
+        f"accesses in `base`, {thp['tlb_misses_per_kaccess']:.1f} in `thp`."
+    )
+    yield (
+        f"- **Shorter walks.** {base['loads_per_walk']:.2f} loads and "
+        f"{base['cycles_per_walk']:.1f} cycles a walk in `base`, {thp['loads_per_walk']:.2f} and "
+        f"{thp['cycles_per_walk']:.1f} in `thp`; slowdown {base['slowdown']:.2f}× against "
+        f"{thp['slowdown']:.2f}×."
+    )
+    yield (
+        f"- **Smaller tables.** Page tables peak at {_kib(base['peak_tables_bytes'])} against "
+        f"{_kib(thp['peak_tables_bytes'])}, of which the guests' own are "
+        f"{_kib(peaks['base']['guest_tables_bytes'])} against "
+        f"{_kib(peaks['thp']['guest_tables_bytes'])}. Larger is what THP keeps in reserve to split "
+        "its pages, in the guest as well as in the host: deposited tables peak at "
+        f"{human_bytes(base['peak_deposited_tables_bytes'])} against "
+        f"{human_bytes(thp['peak_deposited_tables_bytes'])}."
+    )
+    yield (
+        "- **1 GiB pages that the guest zeroes back all of each page.** `hugetlb` backs "
+        f"{human_bytes(hugetlb['peak_backed_bytes'])} at its peak, `base` "
+        f"{human_bytes(base['peak_backed_bytes'])} for the same work at the same slowdown "
+        f"({hugetlb['slowdown']:.2f}× and {base['slowdown']:.2f}×): only what is touched, in 2 MiB "
+        f"pieces. `thp` backs {human_bytes(thp['peak_backed_bytes'])}: the saving is over hugetlb."
+    )
+    yield (
+        "- **Freed memory goes back.** Memory that is backed though free in the guest peaks at "
+        f"{human_bytes(peaks['base']['stranded_bytes'])} in `base`, at "
+        f"{human_bytes(peaks['thp']['stranded_bytes'])} in `thp`, which has no channel."
+    )
+    yield (
+        f"- **A container walks least.** {container['loads_per_walk']:.2f} loads and "
+        f"{container['cycles_per_walk']:.1f} cycles a walk, slowdown {container['slowdown']:.2f}×: "
+        "passthrough shortens the first dimension, and only a container is without the second."
+    )
+    yield (
+        f"- **4 KiB pages** hold {human_bytes(small['peak_backed_bytes'])}, because each record of "
+        "64 KiB is used in its first page alone; they take "
+        f"{small['loads_per_walk']:.2f} loads and {small['cycles_per_walk']:.0f} cycles a walk, "
+        f"miss {small['tlb_misses_per_kaccess']:.0f} times in 1,000 accesses, and slow the guests "
+        f"down {small['slowdown']:.2f}×."
+    )
+
+
+def _overcommit(runs: Runs) -> Iterator[str]:
+    rows = runs.comparison("overcommit")
+    base, roomy, slow = (rows[name] for name in ("base", "roomy", "slow_swap"))
+    host = runs.host("overcommit", "base")
+    large, small = host.values("backed_2m_bytes"), host.values("backed_4k_bytes")
+    first, last = before_swapping(host), last_of(host, 0.1)
+    yield "`scenarios/overcommit.toml`, 12 GiB promised on a host of 8 GiB, and `roomy` on 16 GiB:"
+    yield ""
+    yield (
+        "- **Reclaim breaks the host's huge pages.** Memory backed by 2 MiB pages peaks at "
+        f"{human_bytes(round(large.max()))} and ends at {human_bytes(round(large[-1]))}; that "
+        f"backed by 4 KiB pages grows from {human_bytes(round(small[0]))} to "
+        f"{human_bytes(round(small[-1]))}."
+    )
+    yield (
+        f"- **Walks get longer and guests slower.** {base['loads_per_walk']:.2f} loads a walk "
+        f"against {roomy['loads_per_walk']:.2f}, {base['tlb_misses_per_kaccess']:.0f} misses per "
+        f"1,000 accesses against {roomy['tlb_misses_per_kaccess']:.0f}, slowdown "
+        f"{base['slowdown']:.2f}× against {roomy['slowdown']:.2f}×; {slow['slowdown']:.2f}× with a "
+        "swap device of ten times the latency."
+    )
+    yield (
+        "- **It outlasts the swapping.** In the last tenth of the run "
+        f"{last.change('swap_ins'):,.0f} pages come back from swap, yet a walk takes "
+        f"{last.loads_per_walk:.2f} loads (before the first page was swapped: "
+        f"{first.loads_per_walk:.2f}), 1,000 accesses miss "
+        f"{last.misses_per_kaccess:.0f} times, and the slowdown is {last.slowdown:.2f}×."
+    )
+
+
+def _trace(runs: Runs) -> Iterator[str]:
+    rows = runs.comparison("trace")
+    base, thp, small, container = (
+        rows[name] for name in ("base", "thp", "pages_4k", "container")
+    )
+    yield "`scenarios/trace.toml`, a recording of GNU `sort` that four guests replay:"
+    yield ""
+    yield (
+        "- **A program with good locality hardly walks under large pages.** "
+        f"{base['tlb_misses_per_kaccess']:.2f} misses per 1,000 accesses in `base` and "
+        f"{thp['tlb_misses_per_kaccess']:.2f} in `thp`, "
+        f"{small['tlb_misses_per_kaccess']:.1f} in `pages_4k`; translation costs "
+        f"{_share(runs, 'base'):.1%} and {_share(runs, 'pages_4k'):.1%} of the ideal time."
+    )
+    yield (
+        f"- **Nearly all of its slowdown is first touches**, {base['slowdown']:.2f}× in `base`, "
+        f"{thp['slowdown']:.2f}× in `thp`, {small['slowdown']:.2f}× in `pages_4k` and "
+        f"{container['slowdown']:.2f}× in `container`: the host zeroes what it backs, and in `thp` "
+        "and `pages_4k` the guest zeroes it again."
+    )
+
+
+def _share(runs: Runs, variant: str) -> float:
+    """Translation over ideal time in the recorded program's phase."""
+    totals = runs.summary("trace", variant)["host"]["totals"]
+    return float(totals["translation_ns"] / totals["ideal_ns"])
+
+
+def _kib(count: int) -> str:
+    return f"{count // KIB} KiB"
+
+
+# --- reference tables -------------------------------------------------------------------
+
+
+def column_tables() -> str:
+    """The columns of a timeline."""
+    parts = []
+    for title, columns in (
+        ("Keys", KEYS), ("Gauges: what holds at the sample", GAUGES),
+        ("Counters: what has happened since the start", COUNTERS),
+        ("Ratios: of the interval that the sample ends", RATIOS),
+    ):  # fmt: skip
+        rows = [(f"`{c.name}`", c.unit, _scopes(c), c.meaning) for c in columns]
+        parts.append(f"**{title}**\n\n" + _table(("column", "unit", "scopes", "meaning"), rows))
+    return "\n".join(parts)
+
+
+def _scopes(column: Column) -> str:
+    return "all" if len(column.scopes) == 3 else ", ".join(column.scopes)
+
+
+def headline_table() -> str:
+    """The rows of the closing table."""
+    rows = [(f"`{metric.key}`", metric.label, metric.meaning) for metric in METRICS]
+    return _table(("key", "row", "meaning"), rows)
+
+
+def key_tables() -> str:
+    """Every key of a scenario: from the JSON Schema, which the models themselves write."""
+    definitions = json_schema()["$defs"]
+    tables = (
+        ("[scenario]", "Meta"), ("[host]", "Host"), ("host.reclaim", "Reclaim"),
+        ("host.swap", "Swap"), ("host.hugetlb", "Hugetlb"), ("[guest.NAME]", "GuestClass"),
+        ("guest.NAME.channel", "Channel"), ("[[guest.NAME.workload]]", "Phase"),
+    )  # fmt: skip
+    parts = [_keys(title, definitions[name]) for title, name in tables]
+    for name, definition in definitions.items():
+        if name.endswith("Pattern"):
+            kind = definition["properties"]["kind"]["const"]
+            parts.append(_keys(f'pattern, kind = "{kind}"', definition))
+    return "\n".join(parts)
+
+
+MEANINGS = {
+    "Meta.name": "Also the run directory: `runs/NAME`.",
+    "Meta.question": "What the scenario is there to answer; shown in the report.",
+    "Meta.seed": "Of every random draw.",
+    "Meta.fidelity": "Every access is translated.",
+    "Meta.sample_interval": "Simulated time between two rows of the timeline.",
+    "Host.cores": "Shared by vCPUs, kswapd and fault threads.",
+    "Host.memory": "RAM, in whole blocks of 2 MiB; less than 8 TiB.",
+    "Host.backing": "What backs guests; `memfd` differs from `anon` in that it deposits no "
+    "tables.",
+    "Host.fault_path": "Who serves a SLAT fault.",
+    "Host.reclaim": "See below.",
+    "Host.swap": "See below.",
+    "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
+    "Reclaim.policy": "`none`: nothing is ever taken back.",
+    "Swap.device": "`none`: nothing can be swapped out.",
+    "Swap.size": "Required with a device.",
+    "Hugetlb.page_size": "That of `host.page_size`.",
+    "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
+    "GuestClass.count": "Guests of this class.",
+    "GuestClass.memory": "What each guest is promised.",
+    "GuestClass.memory_max": "Must be `memory`: hotplug is not modelled.",
+    "GuestClass.vcpus": "At least the threads of all tasks together.",
+    "GuestClass.start": "When the first guest boots.",
+    "GuestClass.page_size": "What the guest maps regions with; 2 MiB falls back to 4 KiB.",
+    "GuestClass.channel": "See below.",
+    "GuestClass.workload": "Phases, each in a table of its own.",
+    "Channel.kind": "`passthrough`: names and frees are hinted to the host as they happen.",
+    "Phase.pattern": "Where the accesses go; without it the phase only allocates or frees.",
+    "Phase.accesses_per_request": "Open loop: how many accesses serve one request.",
+    "Phase.write_fraction": "Share of the accesses that write.",
+    "Phase.repeat": "How many times the phase runs.",
+    "PointerChasePattern.granule": "Distance between two nodes.",
+    "StridedPattern.stride": "From one access to the next.",
+    "ZipfPattern.exponent": "0.99 is usual; more is more skewed.",
+    "HotColdPattern.hot_share": "Accesses to the hot part over all accesses.",
+    "DriftingPattern.hot_fraction": "Hot bytes over all bytes of the region.",
+    "DriftingPattern.hot_share": "Accesses to the hot part over all accesses.",
+}
+"""Of keys whose model says nothing, or what only makes sense inside the code."""
+
+FILLED = {"Phase.name": "`region`", "GuestClass.memory_max": "`memory`"}
+"""Defaults that depend on another key."""
+
+
+def _keys(title: str, definition: dict[str, Any]) -> str:
+    rows = []
+    for key, schema in definition["properties"].items():
+        name = f"{definition['title']}.{key}"
+        if key == "kind" and "const" in schema:
+            continue
+        required = key in definition.get("required", ())
+        default = FILLED.get(name) or ("required" if required else _default(schema))
+        meaning = MEANINGS.get(name) or schema["description"]
+        rows.append((f"`{key}`", _takes(schema), default, meaning))
+    head = f"**`{title}`** {definition['description']}\n"
+    if not rows:
+        return head + "\nIt has no other keys.\n"
+    return head + "\n" + _table(("key", "takes", "default", "meaning"), rows)
+
+
+def _takes(schema: dict[str, Any]) -> str:
+    """What a key takes, in words."""
+    if "anyOf" in schema:
+        options = [part for part in schema["anyOf"] if part.get("type") != "null"]
+        if any("kMG" in part.get("pattern", "") for part in options):
+            return "a count"
+        return " or ".join(_takes(part) for part in options)
+    if schema.get("type") == "array":
+        return "tables"
+    if "$ref" in schema or "oneOf" in schema or schema.get("type") == "object":
+        return "a table"
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return ", ".join(f"`{word}`" for word in schema["enum"])
+    pattern = schema.get("pattern", "")
+    if "KiB" in pattern:
+        return "a size"
+    if "ms" in pattern:
+        return "a time"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None:
+        return f"{low:,} to {high:,}" if high < 1 << 62 else f"{low:,} or more"
+    if "exclusiveMinimum" in schema:
+        return f"between {schema['exclusiveMinimum']} and {schema['exclusiveMaximum']}"
+    if schema.get("type") == "boolean":
+        return "`true` or `false`"
+    if schema.get("examples"):
+        return "such as " + ", ".join(f"`{word}`" for word in schema["examples"])
+    return "a name" if pattern else "a text"
+
+
+def _default(schema: dict[str, Any]) -> str:
+    """A default as a scenario would write it."""
+    value = schema.get("default")
+    if value is None or value == "" or isinstance(value, dict | list):
+        return ""
+    takes = _takes(schema)
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, int) and ("size" in takes or "KiB" in takes):
+        return f"`{format_bytes(value)}`"
+    if isinstance(value, int) and takes == "a time":
+        return f"`{format_ns(value)}`"
+    return f"`{value}`"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+# --- pages ------------------------------------------------------------------------------
+
+
+def reference_blocks() -> dict[tuple[str, str], str]:
+    """By page and block, what needs no simulation."""
+    return {
+        ("docs/scenario.md", "keys"): key_tables(),
+        ("docs/results.md", "columns"): column_tables(),
+        ("docs/results.md", "headline"): headline_table(),
+    }
+
+
+def measured_blocks(runs: Runs) -> dict[tuple[str, str], str]:
+    """By page and block, what the scenarios came to."""
+    return {
+        ("README.md", "worked example"): worked_example(runs),
+        ("README.md", "findings"): findings(runs),
+    }
+
+
+def write_blocks(blocks: dict[tuple[str, str], str]) -> None:
+    """Put each block into its page."""
+    for (page, name), content in blocks.items():
+        path = ROOT / page
+        path.write_text(with_block(path.read_text("utf-8"), name, content), "utf-8")
+
+
+def copy_images(runs: Runs) -> None:
+    """Take the pictures of the runs over."""
+    for name, (scenario, chart) in IMAGES.items():
+        source = runs.directory / scenario / "charts" / f"{chart}.svg"
+        if source.stat().st_size > LARGEST_IMAGE:
+            raise RuntimeError(f"{source} is larger than {LARGEST_IMAGE} bytes")
+        shutil.copyfile(source, ROOT / "docs" / "images" / f"{name}.svg")
+
+
+def main() -> None:
+    """The program."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--tables", action="store_true", help="run no simulation")
+    tables_alone = options.parse_args().tables
+    write_blocks(reference_blocks())
+    if tables_alone:
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        runs = run_scenarios(Path(directory))
+        write_blocks(measured_blocks(runs))
+        copy_images(runs)
+
+
+if __name__ == "__main__":
+    main()
