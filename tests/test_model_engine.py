@@ -59,7 +59,8 @@ def test_the_same_scenario_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     path = written(mixed(), tmp_path)
     run_file(path, out=tmp_path / "one")
     run_file(path, out=tmp_path / "two")
-    script = f"from simvm.runner import run_file; run_file({str(path)!r}, out={str(tmp_path / 'three')!r})"
+    again = str(tmp_path / "three")
+    script = f"from simvm.runner import run_file; run_file({str(path)!r}, out={again!r})"
     subprocess.run(
         [sys.executable, "-c", script], check=True, cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "12345"},
@@ -116,7 +117,8 @@ def lives(result: Any) -> list[tuple[int, int]]:
     for class_, index in result.timeline.guests():
         rows = result.timeline.guest(class_, index)
         time, done = rows.values("time_ns"), rows.values("accesses")
-        grew = [int(now) // MS for now, a, b in zip(time[1:], done, done[1:], strict=False) if b > a]
+        steps = zip(time[1:], done, done[1:], strict=False)
+        grew = [int(now) // MS for now, before, after in steps if after > before]
         found.append((grew[0], grew[-1]))
     return found
 

@@ -36,7 +36,8 @@ def test_slots_of_a_huge_folio_lie_in_a_row() -> None:
     swap = Device().swap
     first = swap.slot_for(1)
     small = swap.slot_for(0)
-    assert first is not None and small is not None
+    assert first is not None
+    assert small is not None
     assert first % 512 == 0
     assert small // 512 != first // 512
     assert swap.used_bytes == BLOCK + PAGE
@@ -123,7 +124,8 @@ def test_whoever_waits_for_writes_is_woken_by_each() -> None:
 def test_refault_distance_counts_the_pages_evicted_since() -> None:
     device = Device()
     first, second = device.swap.slot_for(0), device.swap.slot_for(0)
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     device.write([first], [0])
     assert device.swap.refault_distance(first) == 1
     device.write([second], [PAGE])

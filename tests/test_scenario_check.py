@@ -450,3 +450,15 @@ def test_a_file_that_is_not_there_names_a_near_one(tmp_path: Path) -> None:
     found = only(scenario.check(tmp_path / "overcomit.toml"))
     assert "overcommit.toml" in found.fix
     assert only(scenario.check(tmp_path)).rule.startswith("cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("host.memory", "8TiB"), ("host.swap.size", "64TiB")]
+)
+def test_memory_beyond_what_is_modelled(tmp_path: Path, key: str, value: str) -> None:
+    sets = (f"{key}={value}", "host.swap.device=nvme")
+    if key == "host.memory":
+        sets += ("host.swap.size=1GiB",)
+    found = only(mistakes(tmp_path, sets=sets))
+    assert found.key.startswith(key)
+    assert "less than" in found.rule

@@ -81,11 +81,10 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         for mistake in error.mistakes:
             inner = f"{mistake.key}: " if mistake.key not in ("", "cpu") else ""
             yield Finding("host.cpu", f"{inner}{mistake.rule}", mistake.fix)
-    if host.table_levels == 4 and host.memory > 64 * TIB:
-        yield Finding(
-            "host.memory", "4 table levels serve 64 TiB of RAM at most",
-            "write table_levels = 5, or less memory", ("host.table_levels",),
-        )  # fmt: skip
+    if host.memory >= 8 * TIB:
+        yield Finding("host.memory", "hosts of less than 8 TiB are modelled", "write less memory")
+    if host.swap.size >= 64 * TIB:
+        yield Finding("host.swap.size", "less than 64 TiB of swap is modelled", "write less")
     yield from _backing(scenario)
     fixed = host.kernel_reserved + struct_page_bytes(host.memory)
     pool = host.hugetlb.size if host.hugetlb else 0
