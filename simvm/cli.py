@@ -190,7 +190,7 @@ def _add_validate(verbs: Any) -> None:
 
 def _add_bench(verbs: Any) -> None:
     made = _verb(verbs, "bench", _bench, "measure how fast the simulator is")
-    made.add_argument("--only", choices=("core", "scale", "memory"), help="this part alone")
+    made.add_argument("--only", choices=("core", "memory"), help="this part alone")
     made.add_argument(
         "--case", dest="cases", action="append", default=[], metavar="NAME",
         help="this case alone; repeatable",
@@ -293,6 +293,18 @@ def _progress(args: argparse.Namespace) -> Iterator[Progress | None]:
 
     with bars:
         yield show
+
+
+@contextmanager
+def _steps(args: argparse.Namespace) -> Iterator[Callable[[str, int, int], None] | None]:
+    """How many steps of a list are done, and which is under way; on a terminal only."""
+    if getattr(args, "quiet", False) or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda name, done, total: status.update(f"{done} of {total}: {name}")
 
 
 @contextmanager
@@ -491,8 +503,9 @@ def _hexadecimal(key: str, value: Any) -> Any:
 def _validate(args: argparse.Namespace) -> None:
     from simvm import validation
 
-    rows = validation.run()
-    heads = ("target", "published", "simulated", "error", "tolerance", "within")  # sources: JSON
+    with _steps(args) as progress:
+        rows = validation.run(progress=progress)
+    heads = ("target", "class", "published", "simulated", "error", "tolerance", "measure", "within")
     table = [[row[head] for head in heads] for row in rows]
     _answer(args, {"rows": rows}, lambda: _rows("", heads, table))
 
@@ -500,7 +513,8 @@ def _validate(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from simvm import bench
 
-    data = bench.run(only=args.only, cases=args.cases)
+    with _steps(args) as progress:
+        data = bench.run(only=args.only, cases=args.cases, progress=progress)
     _answer(args, data, lambda: bench.tables(data))
 
 

@@ -78,16 +78,33 @@ def one(of: RunResult, index: int = 0) -> dict[str, Any]:
     return values
 
 
+META = frozenset({"duration", "warmup", "seed", "quantum", "sample_interval", "train"})
+
+
 def pressed(
     *, memory: int = 128 * MIB, guests: int = 2, allocate: int = 96 * MIB,
-    accesses: int = 20_000, host: dict[str, Any] | None = None, **values: Any
+    accesses: int = 20_000, threads: int = 1, host: dict[str, Any] | None = None, **values: Any
 ) -> Scenario:
-    """A host at 150 %: guests that hold more than it has, and a swap device for the rest."""
-    work = phase(allocate=allocate, accesses=accesses, cycles_per_access=2_000)
+    """A host at 150 %: guests that hold more than it has, and a swap device for the rest.
+
+    `values` are keys of the class of guests, or of the table `scenario`.
+    """
+    work = phase(
+        allocate=allocate, accesses=accesses, threads=threads, cycles_per_access=2_000
+    )
+    meta = {name: value for name, value in values.items() if name in META}
+    rest = {name: value for name, value in values.items() if name not in META}
     return scenario(
-        {"vm": guest(work, count=guests, memory=128 * MIB, **values)},
+        {"vm": guest(work, **{"count": guests, "memory": 128 * MIB, **rest})},
         host={"memory": memory, "swap": {"device": "nvme", "size": 512 * MIB}, **(host or {})},
+        **meta,
     )  # fmt: skip
+
+
+def result_of(of: Scenario) -> dict[str, Any]:
+    """The summary of running a scenario."""
+    summary: dict[str, Any] = run(of).summary
+    return summary
 
 
 def summary_of(made: Simulation) -> dict[str, Any]:

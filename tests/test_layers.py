@@ -160,7 +160,7 @@ def repository_files() -> list[Path]:
     )
     if (ROOT / ".git").exists() and listing.returncode == 0:
         return [ROOT / name for name in listing.stdout.split("\0") if (ROOT / name).is_file()]
-    left_out = {".venv", "build", "runs", "_build", "__pycache__"}
+    left_out = {".venv", ".hypothesis", ".pytest_cache", "build", "runs", "_build", "__pycache__"}
     return [
         path
         for path in ROOT.rglob("*")

@@ -173,7 +173,7 @@ def test_the_exposed_share_of_a_walk_is_charged() -> None:
         )}))["elapsed"]
         for exposed in (1.0, 0.5, 0.0)
     ]  # fmt: skip
-    assert parts[0]["translation_ns"] == pytest.approx(2 * parts[1]["translation_ns"], abs=2)
+    assert parts[0]["translation_ns"] == pytest.approx(2 * parts[1]["translation_ns"], rel=1e-3)
     assert parts[2]["translation_ns"] == 0
     assert parts[0]["compute_ns"] == parts[1]["compute_ns"] == parts[2]["compute_ns"]
 
@@ -217,21 +217,22 @@ def test_too_few_cores_make_vcpus_wait() -> None:
 
 
 def test_more_vcpus_than_cores_do_no_more_in_a_time() -> None:
-    """Throughput is that of the cores: 1 core, at most 1 / 20 cycles."""
+    """One core is busy nearly always, and never twice at once."""
     summary = on_cores(1)
-    made = small.simulation(small.scenario())
-    accesses = summary["host"]["totals"]["accesses"]
-    most = summary["scenario"]["simulated_ns"] * made.host.cpu.frequency_khz // 1_000_000 // 20
-    assert 0.85 * most < accesses <= most
+    totals = summary["host"]["totals"]
+    busy = totals["elapsed_ns"] - totals["core_wait_ns"]
+    assert 0.97 * summary["scenario"]["simulated_ns"] < busy
+    assert busy <= summary["scenario"]["simulated_ns"]
 
 
 def test_a_vcpu_that_thinks_leaves_its_core() -> None:
     """Two guests that pause most of the time hardly notice that they share a core."""
     run = small.phase(name="run", allocate=None, accesses=2_000, think_time=5 * US)
     result = small.result(
-        {"vm": small.guest(POPULATE, run, count=2, stagger=MS)}, host={"cores": 1}
+        {"vm": small.guest(POPULATE, run, count=2, stagger=4 * MS)}, host={"cores": 1}
     )
-    totals = result.summary["host"]["totals"]
-    assert totals["think_ns"] == 2 * 2_000 * 5 * US
-    assert totals["core_wait_ns"] < 0.05 * totals["think_ns"]
-    assert result.summary["host"]["slowdown"] < 1.05
+    first, second = (guest["phases"][1] for guest in result.summary["guests"])
+    assert first["start_ns"] < second["start_ns"] < first["end_ns"]
+    assert second["parts"]["think_ns"] == 2_000 * 5 * US
+    assert second["parts"]["core_wait_ns"] < 0.02 * second["parts"]["think_ns"]
+    assert second["slowdown"] < 1.05
