@@ -58,9 +58,8 @@ def test_1g_pages_need_an_aligned_gib_of_whole_blocks() -> None:
     with pytest.raises(MemoryError):
         memory.allocate_1g()
     memory.free_1g(GIB)
-    page = memory.allocate_4k()
+    assert memory.free_bytes == memory.recount() == 2 * GIB + 6 * MIB
     assert memory.allocate_1g() == GIB
-    assert page // GIB != 1
     with pytest.raises(MemoryError, match="cannot reserve"):
         memory.reserve_low(3 * MIB)
 
@@ -168,7 +167,8 @@ def test_faults_back_whole_blocks_and_tables(deposits: bool) -> None:
     assert guest.vcpu.slat_faults == (0, 2, 0)
     leaf = guest.table.lookup(BLOCK)
     assert leaf is not None
-    assert leaf.accessed and leaf.dirty
+    assert leaf.accessed
+    assert leaf.dirty
 
 
 def test_a_fault_that_must_leave_memory_free_stops_for_reclaim() -> None:
@@ -238,7 +238,8 @@ def test_a_page_touched_again_after_a_partial_zap_gets_another_frame() -> None:
     guest.backing.zap(PAGE, PAGE)
     guest.write(PAGE, PAGE)
     first, again = guest.table.lookup(0), guest.table.lookup(PAGE)
-    assert first is not None and again is not None
+    assert first is not None
+    assert again is not None
     assert again.order == 0
     assert again.target // BLOCK != first.target // BLOCK
     assert guest.host.split_partial(1, 10) == (1, PAGE)
@@ -474,11 +475,8 @@ def test_tell_of_pressure_and_of_missing_guest_memory() -> None:
     assert process.run(stream, 5) == _core.RUN_PRESSURE
     assert process.vcpu.done == 0
     process.guest.host.set_floors(0, 0, 0)
-    while True:  # take all but a few pages of the guest
-        try:
-            process.memory.allocate_2m()
-        except MemoryError:
-            break
+    while process.memory.free_bytes > 15 * PAGE:  # tables of a fault may need as many
+        process.memory.allocate_4k()
     assert process.run(stream, 5) == _core.RUN_GUEST_NO_MEMORY
     assert process.vcpu.done == stream.drawn == 0
 
@@ -529,7 +527,7 @@ def test_the_guest_frees_the_end_of_a_region() -> None:
     assert sum(length for _, length in extents) == 4 * MIB
     assert process.memory.free_bytes == free + 4 * MIB + 2 * PAGE
     assert process.region.size == process.region.touched_bytes == 4 * MIB
-    with pytest.raises(ValueError, match="multiple of the page size"):
+    with pytest.raises(ValueError, match="whole pages"):
         process.region.unmap_tail(process.table, process.memory, PAGE)
     process.region.unmap_tail(process.table, process.memory, 4 * MIB)
     assert process.memory.free_bytes == 64 * MIB - PAGE  # the root of the table

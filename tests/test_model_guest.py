@@ -10,9 +10,11 @@ import scenarios_small as small
 from scenarios_small import BLOCK, GIB, MIB, PAGE
 
 SEQUENTIAL = {"kind": "sequential", "stride": PAGE}
-PASSTHROUGH = {"page_size": GIB, "zeroing": "none", "channel": {"kind": "passthrough"}}
-THP = {"page_size": BLOCK, "zeroing": "guest"}
-ZEROED_1G = {"page_size": GIB, "zeroing": "guest"}
+PASSTHROUGH: dict[str, Any] = {
+    "page_size": GIB, "zeroing": "none", "channel": {"kind": "passthrough"},
+}  # fmt: skip
+THP: dict[str, Any] = {"page_size": BLOCK, "zeroing": "guest"}
+ZEROED_1G: dict[str, Any] = {"page_size": GIB, "zeroing": "guest"}
 
 
 def measured(phase: dict[str, Any], *, populate: bool = False, **values: Any) -> dict[str, Any]:
