@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ROOT, refresh
+from scenario_runs import ROOT, refresh
 
 import simvm
 from simvm import cli, errors, scenario

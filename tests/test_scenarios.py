@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ROOT, refresh, scenario_runs
+from scenario_runs import ROOT, refresh, scenario_runs
 
 from simvm import scenario
 from simvm.hardware import load_cpu
