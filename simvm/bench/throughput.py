@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from simvm.errors import UsageError, did_you_mean
 from simvm.hardware import load_cpu
+from simvm.hardware.geometry import PAGE
 from simvm.units import GIB
 from simvm.validation.machine import Machine
-from simvm.workload.patterns import PAGE, random_bits, scatter_multiplier, zipf_slots
+from simvm.workload.patterns import random_bits, scatter_multiplier, zipf_slots
 from simvm.workload.trace import builtin_trace, open_trace
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES
+from simvm.hardware.geometry import ORDER_BYTES, PAGE
 from simvm.model.channels import CHANNELS
-from simvm.model.host import PAGE, STRUCT_PAGE_BYTES
+from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.queues import Channels
 from simvm.model.vcpu import VirtualCpu
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from simvm import _core
 from simvm.hardware import Costs, Cpu
+from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.queues import Channels, Cores
 from simvm.model.reclaim import Reclaimer
 from simvm.model.swap import SwapDevice
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 STRUCT_PAGE_BYTES = 64  # per 4 KiB page: Linux, Documentation/mm/vmemmap_dedup.rst
-BLOCK = 1 << 21
-PAGE = 1 << 12
 
 
 def min_free_bytes(memory: int) -> int:

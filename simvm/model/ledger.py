@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simvm.errors import SimulationFailed
+from simvm.hardware.geometry import PAGE
 
 if TYPE_CHECKING:
     from simvm.model.host import Host
 
-PAGE = 1 << 12
 
 
 def entries(host: Host) -> dict[str, int]:

@@ -12,8 +12,8 @@ from math import isqrt
 from typing import Protocol
 
 from simvm import _core
+from simvm.hardware.geometry import PAGE
 
-PAGE = 1 << 12
 CLUSTER_PAGES = 32  # SWAP_CLUSTER_MAX, include/linux/swap.h
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simvm.hardware.geometry import PAGE
 from simvm.model.policies import POLICIES, Decision
 from simvm.model.queues import Process
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from simvm.model.host import Host
     from simvm.model.vcpu import VirtualCpu
 
-PAGE = 1 << 12
 MAX_RETRIES = 16  # MAX_RECLAIM_RETRIES, mm/internal.h
 MARGIN = 16 * PAGE  # beyond the min watermark: what one fault may take, its tables included
 

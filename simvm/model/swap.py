@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from simvm import _core
+from simvm.hardware.geometry import PAGE
 from simvm.model.queues import Channels
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from simvm.model.clock import Clock
     from simvm.scenario import Swap
 
-PAGE = 1 << 12
-BLOCK = 1 << 21
 
 
 class Writeback:

@@ -16,6 +16,7 @@ import simpy
 
 from simvm import _core
 from simvm.errors import SimulationFailed
+from simvm.hardware.geometry import PAGE
 from simvm.model.accounts import Account
 from simvm.model.queues import Process
 from simvm.model.reclaim import MARGIN
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from simvm.model.guest import Guest, NamedRegion, Space
     from simvm.scenario import Phase
 
-PAGE = 1 << 12
 IDEAL_PARTS = ("compute_ns", "think_ns")
 FLUSH_CEILING = 33  # ranges beyond which Linux drops everything: arch/x86/mm/tlb.c
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
-from simvm.hardware.geometry import MmuGeometry, TlbArray
+from simvm.hardware.geometry import PAGE, MmuGeometry, TlbArray
 from simvm.validation.machine import Machine
 from simvm.validation.rows import Published, Row, sized
-from simvm.workload.patterns import PAGE, random_bits, scatter_multiplier, zipf_slots
+from simvm.workload.patterns import random_bits, scatter_multiplier, zipf_slots
 
 _ACCESSES = 2_000_000
 _WARMUP_PER_ENTRY = 20

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simvm.hardware.geometry import MmuGeometry
+from simvm.hardware.geometry import PAGE, MmuGeometry
 from simvm.validation.laws import working_set, working_set_misses, zipf
 from simvm.validation.machine import Machine
 from simvm.validation.rows import Published, Row, sized
-from simvm.workload.patterns import PAGE, random_bits, scatter_multiplier, zipf_slots
+from simvm.workload.patterns import random_bits, scatter_multiplier, zipf_slots
 
 _ACCESSES = 2_000_000
 

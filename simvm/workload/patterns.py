@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simvm import _core
+from simvm.hardware.geometry import PAGE
 from simvm.workload.trace import TraceFile, builtin_trace, open_trace
 
 if TYPE_CHECKING:
     from simvm.scenario import Pattern, TracePattern
 
-PAGE = 1 << 12
 EXACT_RANKS = 1 << 16
 GOLDEN = 0.6180339887498949
 
