@@ -15,15 +15,25 @@ ORDER_NAMES = ("4KiB", "2MiB", "1GiB")
 ORDER_BYTES = (1 << 12, 1 << 21, 1 << 30)
 PAGE, BLOCK, _ = ORDER_BYTES
 
+ENTRY_SHIFTS = (12, 21, 30, 16, 14, 25, 29)
+"""log2 of the sizes of page that a TLB entry may have. The first three are the leaf orders of
+the 4 KiB granule; then 64 KiB (the leaf of the 64 KiB granule, and sixteen contiguous pages of
+4 KiB), and 16 KiB, 32 MiB and 512 MiB, the other leaves of the 16 and 64 KiB granules."""
+ENTRY_NAMES = ("4KiB", "2MiB", "1GiB", "64KiB", "16KiB", "32MiB", "512MiB")
+POLICIES = ("lru", "plru", "fifo", "random")
+
 
 @dataclass(frozen=True)
 class TlbArray:
-    """One array of a TLB: `entries` in sets of `ways`, holding leaves of `orders`."""
+    """One array of a TLB: `entries` in sets of `ways`, holding pages of `orders`.
+
+    An order here is an index of `ENTRY_SHIFTS`.
+    """
 
     orders: tuple[int, ...]
     entries: int
     ways: int
-    policy: str = "lru"  # or "plru"
+    policy: str = "lru"  # one of POLICIES
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,30 @@ class DataCache:
 
 
 @dataclass(frozen=True)
+class TableFormat:
+    """The shape of a page table.
+
+    `granule_shift` is log2 of its smallest page and of a table page: 12, 14 or 16. A level's
+    index has `granule_shift` - 3 bits; the root's has `root_bits`, by default as many. More of
+    them are tables one after another (concatenated tables of Arm's stage 2, at most 16; the
+    16 KiB root of RISC-V's Sv39x4 and Sv48x4). `contiguous`: sixteen aligned pages of 4 KiB in
+    a row, mapped to sixteen in a row, may be one TLB entry.
+    """
+
+    levels: int = 4
+    granule_shift: int = 12
+    root_bits: int = 0
+    contiguous: bool = False
+
+
+@dataclass(frozen=True)
 class MmuGeometry:
     """Everything that decides what one vCPU's translations cost.
 
     `l1_store` is None where stores use the load arrays. `style` is "intel"
-    (combined guest walk cache) or "amd" (guest walk cache holds gPA).
+    (combined guest walk cache) or "amd" (guest walk cache holds gPA). `smash`: an L2 TLB that
+    has no array for 1 GiB holds such a page as 2 MiB ones, and gives it back to L1 whole.
+    `walkers` is how many page walks may be under way at once.
     """
 
     style: str = "intel"
@@ -67,6 +96,8 @@ class MmuGeometry:
     l1_store: tuple[TlbArray, ...] | None = None
     l2: tuple[TlbArray, ...] = ()
     l2_penalty: int = 0
+    smash: bool = False
+    walkers: int = 1
     guest_walk_cache: tuple[WalkCachePart, ...] = ()
     host_walk_cache: tuple[WalkCachePart, ...] = ()
     nested_tlb: NestedTlb = field(default_factory=NestedTlb)
