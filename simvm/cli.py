@@ -505,9 +505,22 @@ def _validate(args: argparse.Namespace) -> None:
 
     with _steps(args) as progress:
         rows = validation.run(progress=progress)
+    _answer(args, {"rows": rows}, lambda: _validation_table(rows))
+
+
+def _validation_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """The rows, and below them the notes, each once."""
+    from rich.console import Group
+    from rich.text import Text
+
     heads = ("target", "class", "published", "simulated", "error", "tolerance", "measure", "within")
-    table = [[row[head] for head in heads] for row in rows]
-    _answer(args, {"rows": rows}, lambda: _rows("", heads, table))
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    table = [
+        [*(row[head] for head in heads), notes.index(row["note"]) + 1 if row["note"] else None]
+        for row in rows
+    ]
+    below = (Text(f"{number}: {note}") for number, note in enumerate(notes, 1))
+    return Group(_rows("", (*heads, "note"), table), *below)
 
 
 def _bench(args: argparse.Namespace) -> None:

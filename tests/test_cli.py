@@ -253,6 +253,23 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert verb in out
 
 
+def test_validate_prints_each_note_once_below_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "target": "loads", "published": 1.5, "simulated": 2.0, "error": 1 / 3, "tolerance": 0.1,
+        "within": False, "measure": "relative", "source": "s", "class": "predicted", "note": "far",
+    }  # fmt: skip
+    rows = [row, {**row, "note": "", "within": True}, {**row, "target": "other"}]
+    monkeypatch.setattr("simvm.validation.run", lambda **_: rows)
+    code, out, _ = run(capsys, "validate")
+    assert code == 0
+    assert out.count("far") == 1
+    assert "1: far" in out
+    code, out, _ = run(capsys, "validate", "--format", "json")
+    assert json.loads(out) == {"rows": rows}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--print-completion", shell)
