@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from simvm.hardware.costs import cost_sources, shipped_costs
-from simvm.hardware.figures import CHOICE, UNSOURCED, Parameter, Source
+from simvm.hardware.figures import CHOICE, UNSOURCED, Parameter, Source, spelled
 from simvm.hardware.load import load_cpu, names
 
 COSTS: Final = "costs"
@@ -128,7 +128,7 @@ def _figures(each: CitedSet) -> Iterable[str]:
         unit = "" if figure.unit == CHOICE else f" {figure.unit}"
         band = "" if figure.lo is None else f"{figure.lo} to {figure.hi}"
         reason = f": {figure.why}" if figure.why else ""
-        value = str(figure.value).lower() if isinstance(figure.value, bool) else figure.value
+        value = spelled(figure.value)
         if figure.tag == "range":
             yield f"{figure.name}: a range, {band}{unit} (nominal {value}){reason}"
         elif figure.tag in UNSOURCED:

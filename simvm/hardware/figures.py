@@ -83,6 +83,11 @@ _KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9_:.+-]*", re.ASCII)
 _WORD: Final = re.compile(r"[A-Za-z]+", re.ASCII)
 
 
+def spelled(value: int | str) -> str:
+    """The value of a figure as its file writes it, without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def geometric_mean(low: int, high: int) -> int:
     """The nearest integer to the square root of `low` × `high`."""
     product = low * high
@@ -192,7 +197,7 @@ class FigureReader:
         Returns the first option after a mistake.
         """
         before = len(self.mistakes)
-        first = f'"{options[0]}"' if isinstance(options[0], str) else str(options[0]).lower()
+        first = f'"{options[0]}"' if isinstance(options[0], str) else spelled(options[0])
         if not isinstance(table, Mapping):
             fix = f'write {{ v = {first}, tag = "assumed", why = "..." }}'
             self.refuse(name, table, "must be a choice with its source or reason", fix)
@@ -203,7 +208,7 @@ class FigureReader:
                             did_you_mean(key, _CHOICE_KEYS))  # fmt: skip
         value = table.get("v")
         if type(value) is not type(options[0]) or value not in options:
-            listed = ", ".join(str(option).lower() for option in options)
+            listed = ", ".join(spelled(option) for option in options)
             self.refuse(f"{name}.v", value, f"must be one of {listed}", f"write v = {first}")
         source, why = self._provenance(name, table)
         if len(self.mistakes) > before:
