@@ -402,8 +402,11 @@ MEANINGS = {
 }
 """Of keys whose model says nothing, or what only makes sense inside the code."""
 
-FILLED = {"Phase.name": "`region`", "GuestClass.memory_max": "`memory`"}
-"""Defaults that depend on another key."""
+FILLED = {
+    "Phase.name": "`region`", "GuestClass.memory_max": "`memory`",
+    "Host.table_levels": "the CPU's", "GuestClass.table_levels": "the CPU's",
+}  # fmt: skip
+"""Defaults that depend on another key, or on the CPU."""
 
 
 def _keys(title: str, definition: dict[str, Any]) -> str:

@@ -165,6 +165,11 @@ def _add_hardware(verbs: Any) -> None:
     shown = _verb(below, "show", _hardware_show, "every figure of a CPU with its source")
     _file(shown, "name", 'a CPU, the path of one, or "costs"')
     _format(shown)
+    cited = _verb(below, "cite", _hardware_cite, "where every figure is from, as BibTeX")
+    cited.add_argument(
+        "names", nargs="*", metavar="NAME", help='CPUs, paths, or "costs" (default: all of them)'
+    ).complete = shtab.FILE  # type: ignore[attr-defined]
+    _format(cited, "bibtex", "json")
 
 
 def _add_walk(verbs: Any) -> None:
@@ -451,31 +456,36 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
 def _hardware_list(args: argparse.Namespace) -> None:
     from simvm import hardware
 
-    cpus = [hardware.load_cpu(name) for name in hardware.names()]
-    data = [
-        {"name": cpu.name, "part": cpu.part, "style": cpu.geometry.style,
-         "frequency_khz": cpu.frequency_khz}
-        for cpu in cpus
-    ]  # fmt: skip
-    heads = ("name", "part", "style", "kHz")
-    _answer(args, data, lambda: _rows("", heads, [list(row.values()) for row in data]))
+    data = hardware.overview()
+    _answer(args, data, lambda: _rows("", hardware.HEADS, [hardware.row(cpu) for cpu in data]))
 
 
 def _hardware_show(args: argparse.Namespace) -> None:
     from simvm import hardware
 
     if args.name == "costs":
-        parameters = hardware.load_costs().parameters
+        title, parameters = "", hardware.load_costs().parameters
     else:
-        parameters = hardware.load_cpu(args.name).parameters
-    names = ("name", "value", "unit", "lo", "hi", "tag", "source", "why", "what")
+        cpu = hardware.load_cpu(args.name)
+        title, parameters = cpu.part, cpu.parameters
+    names = ("name", "value", "unit", "lo", "hi", "tag", "source", "why", "what", "cites")
     data = [{name: getattr(found, name) for name in names} for found in parameters.values()]
     heads = ("name", "value", "unit", "range", "tag", "source")
     rows = [
         (p.name, p.value, p.unit, "" if p.lo is None else f"{p.lo} to {p.hi}", p.tag, p.source)
         for p in parameters.values()
     ]
-    _answer(args, data, lambda: _rows("", heads, rows))
+    _answer(args, data, lambda: _rows(title, heads, rows))
+
+
+def _hardware_cite(args: argparse.Namespace) -> None:
+    from simvm import hardware
+
+    found = hardware.cite(args.names)
+    if args.format == "bibtex":
+        print(hardware.to_bibtex(found), end="")
+    else:
+        _answer(args, hardware.to_json(found), lambda: "")
 
 
 def _walk(args: argparse.Namespace) -> None:

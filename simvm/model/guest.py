@@ -123,9 +123,10 @@ class Guest:
     def create(self) -> None:
         """Make what the guest needs before it runs: its SLAT and its guest-physical memory."""
         host = self.host.settings
-        levels = host.table_levels if self.nested else self.config.table_levels
+        cpu, levels = self.host.cpu, self.config.table_levels
+        shape = cpu.host_format(host.table_levels) if self.nested else cpu.guest_format(levels)
         frames = self.host.memory.frames
-        table = _core.PageTable(levels, frames, mirrored=self.nested)
+        table = _core.PageTable(shape.levels, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.nested else 0,
@@ -146,7 +147,8 @@ class Guest:
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.nested:
-                table = _core.PageTable(self.config.table_levels, self.memory)
+                shape = self.host.cpu.guest_format(self.config.table_levels)
+                table = _core.PageTable(shape.levels, self.memory)
                 core = _core.AddressSpace(asid, self.slat, table)
                 self.processes[name] = Space(core, table, FIRST_ADDRESS)
             else:
