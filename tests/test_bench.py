@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from simvm import bench
-from simvm.bench import memory, throughput
+from simvm.bench import memory, peers, throughput
 from simvm.errors import SimulationFailed, UsageError
 
 
@@ -27,17 +29,69 @@ def test_cases_and_their_ratios() -> None:
         accesses=20_000,
     )
     assert json.loads(json.dumps(data)) == data
-    assert set(data) == {"cases"}
+    assert set(data) == {"cases", "peers"}
     names = [(case["stream"], case["config"]) for case in data["cases"]]
     assert names == [("uniform", "nested 1G+2M"), ("trace", "native 4K")]
     for case in data["cases"]:
         assert case["accesses"] == 20_000
         assert case["accesses_per_s"] > 0
         assert case["read_per_s"] > 0
-        assert case["vs_read"] == pytest.approx(case["accesses_per_s"] / case["read_per_s"])
+        for name in ("libcachesim", "pycachesim"):
+            known = data["peers"][name] is not None
+            assert (case[f"vs_{name}"] is not None) == known
+            assert (case[f"{name}_per_s"] is not None) == known
+        assert case["vs_read"] > 0
         assert 0 <= case["tlb_misses_per_access"] <= 1
     assert told == sorted(told)
     assert len(told) == 2 + 2 * 3
+
+
+def test_one_round_is_one_ratio() -> None:
+    (case,) = bench.run(cases=["hot/native 4K"], rounds=1, accesses=20_000)["cases"]
+    for name in ("libcachesim", "pycachesim", "read"):
+        if case[f"vs_{name}"] is not None:
+            quotient = case["accesses_per_s"] / case[f"{name}_per_s"]
+            assert case[f"vs_{name}"] == pytest.approx(quotient, rel=1e-3)
+
+
+def test_the_ratio_is_that_of_neighbours() -> None:
+    runner = object.__new__(throughput._Runner)
+    runner._accesses = np.zeros(100, np.uint64)
+    # The machine halves its speed in the second round: no ratio moves, both speeds do.
+    runner._run_s, runner._beside_s = [1.0, 2.0, 2.0], {"read": [3.0, 6.0, 6.0]}
+    assert runner._against("read") == (17, 3.0)
+    assert runner._against("libcachesim") == (None, None)
+
+
+@pytest.mark.parametrize("peer", peers.PEERS)
+def test_peers_see_the_same_pages(peer: type[peers.Peer], tmp_path: Path) -> None:
+    if not peers.installed(peer):
+        pytest.skip(f"{peer.name} is not installed")
+    pages = np.arange(1024, dtype=np.uint64)
+    fits = peer(np.tile(pages << np.uint64(13) | np.uint64(1), 3), tmp_path)
+    assert fits.run() > 0
+    assert fits.misses == 1024
+    fits.run()
+    assert fits.misses == 0  # it keeps what it holds
+    over = peer(np.tile(np.arange(1537, dtype=np.uint64) << np.uint64(13), 2), tmp_path)
+    over.run()
+    # A cycle is the worst case of LRU: of all 1,536 entries, or of one set's 12.
+    assert over.misses == (2 * 1537 if peer is peers.LibCacheSim else 1537 + 13)
+
+
+def test_a_missing_peer_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.LibCacheSim, "module", "no_such_module")
+    data = bench.run(cases=["hot/native 4K"], rounds=1, accesses=1000)
+    assert data["cases"][0]["vs_libcachesim"] is None
+    assert data["peers"]["libcachesim"] is None
+    assert "libcachesim is not installed: pip install 'simvm[bench]'" in printed(data)
+
+
+def printed(data: dict[str, Any]) -> str:
+    console = Console(width=120, color_system=None)
+    with console.capture() as text:
+        console.print(bench.tables(data))
+    return text.get()
 
 
 def test_streams_reach_as_far_as_they_say() -> None:
@@ -105,9 +159,6 @@ def test_a_child_that_fails_is_reported() -> None:
 def test_tables_show_every_case() -> None:
     data: dict[str, Any] = bench.run(cases=["hot"], rounds=1, accesses=1000)
     data["memory"] = {"bytes_per_backed_4k_page": 25.5}
-    console = Console(width=120, color_system=None)
-    with console.capture() as text:
-        console.print(bench.tables(data))
-    shown = text.get()
+    shown = printed(data)
     assert all(case["config"] in shown for case in data["cases"])
     assert "26 B" in shown
