@@ -7,6 +7,7 @@
 #   make test-install  the source distribution, installed and used from elsewhere
 #   make lint        ruff, mypy (strict), cython-lint
 #   make bench       throughput and memory of the simulator
+#   make bench-instructions  instructions of the core per access, against those on record
 #   make docs        docs/_build/html, warnings as errors
 #   make build       the compiled core, beside its sources
 #   make clean       remove what was built (not .venv, not runs)
@@ -18,7 +19,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 DEBUG_TREE := build/debug
 INSTALL_TREE := build/install
 
-.PHONY: demo test test-long test-debug test-install lint bench docs build clean
+.PHONY: demo test test-long test-debug test-install lint bench bench-instructions docs build clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -59,6 +60,11 @@ lint: $(VENV)/.lint
 
 bench: build $(VENV)/.bench
 	$(PY) -m simvm bench
+
+# With another compiler than the record's, counts are shown and nothing is compared.
+bench-instructions: build
+	@if command -v valgrind >/dev/null; then $(PY) benchmarks/instructions.py; \
+	    else echo "bench-instructions: skipped, valgrind is not installed"; fi
 
 docs: $(VENV)/.docs
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
