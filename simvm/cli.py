@@ -195,7 +195,7 @@ def _add_validate(verbs: Any) -> None:
 
 def _add_bench(verbs: Any) -> None:
     made = _verb(verbs, "bench", _bench, "measure how fast the simulator is")
-    made.add_argument("--only", choices=("core", "memory"), help="this part alone")
+    made.add_argument("--only", choices=("core", "scale", "memory"), help="this part alone")
     made.add_argument(
         "--case", dest="cases", action="append", default=[], metavar="NAME",
         help="this case alone; repeatable",
