@@ -5,6 +5,7 @@ door to Python. It validates, owns memory, and gives one class to each structure
 
 * `BlockAllocator`, `HostMemory`: memory in 2 MiB blocks; frames, folios, hugetlb pool
 * `PageTable`, `AddressSpace`, `Mmu`: translation (docs/translation.md)
+* `Shadow`: shadow tables, for a guest without a SLAT
 * `Backing`, `Region`, `Stream`, `Vcpu`: a vCPU that runs accesses in a named region
 
 It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, times ns.
@@ -21,6 +22,7 @@ cimport simvm.core.cache as cache
 cimport simvm.core.folios as folios
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.mmu as mmu
+cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
 cimport simvm.core.vcpu as vcpu
@@ -459,5 +461,6 @@ cdef int set_up_lines(cache.LineCache *lines, shape) except -1:
     return 0
 
 
+include "core/shadow.pxi"
 include "core/hostmem.pxi"
 include "core/running.pxi"

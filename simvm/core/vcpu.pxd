@@ -10,6 +10,7 @@ from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2
 from simvm.core.cache cimport prefetch
 from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.mmu cimport GUEST_FAULT, OK, Mmu, Space, access
+from simvm.core.shadow cimport Shadow, Shadowed, entries_of, shadow_fill
 from simvm.core.stream cimport Stream, stream_consume, stream_ready
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, SWAPPED, TARGET, Node, Table, child_of,
                                deposit, find_entry, index_at, is_child, span_of, table_map)
@@ -53,6 +54,7 @@ cdef struct Backing:
     bint from_pool
     uint64_t end             # of guest memory; 0: none, a huge page ends with its region
     uint64_t fallbacks
+    Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
 
 cdef struct Region:
     uint64_t base
@@ -220,6 +222,74 @@ cdef inline bint thp_fits(Table *guest, Region *region, uint64_t va) noexcept no
     return level >= 2
 
 
+cdef inline int read_guest(Vcpu *v, Space *s, Backing *b, Region *region, uint64_t va,
+                           uint64_t **entry, int *level) noexcept nogil:
+    """The host reads the guest's entry for `va`; a table page must be there to be read."""
+    cdef Node *node = b.shadow.process[s.asid].guest.root
+    cdef Node *at = NULL
+    cdef uint64_t *host
+    cdef int status, unused = 0
+    while True:
+        host = find_entry(b.table, node.address, &at, &unused)
+        if not host[0] & LEAF:
+            status = back(v, s, b, region, node.address)
+            if status != OK:
+                return status
+            continue
+        host[0] |= ACCESSED
+        entry[0] = &node.entry[index_at(va, node.level)]
+        level[0] = node.level
+        if not is_child(entry[0][0]):
+            return OK
+        node = child_of(entry[0][0])
+
+
+cdef inline int shadow_fault(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *region,
+                             uint64_t va, bint write) noexcept nogil:
+    """A shadow entry is missing: fill it, or reflect the fault to the guest's kernel.
+
+    The kernel's writes to its page tables trap, one for each entry.
+    """
+    cdef Shadow *shadow = b.shadow
+    cdef Shadowed *process = &shadow.process[s.asid]
+    cdef Space view
+    cdef Node *at = NULL
+    cdef uint64_t *entry = NULL
+    cdef uint64_t *host
+    cdef uint64_t gpa, written
+    cdef int status, level = 0, host_level = 0
+    if v.service_left == 0:
+        return RUN_TRAIN
+    status = read_guest(v, s, b, region, va, &entry, &level)
+    if status != OK:
+        return status
+    if not entry[0] & LEAF:
+        view = s[0]
+        view.guest = process.guest
+        written = entries_of(process.guest)
+        status = guest_fault(v, &view, memory, region, va)
+        if status == OK:
+            written = entries_of(process.guest) - written
+            shadow.writes += written
+            shadow.reflected += 1
+            spend(v, shadow.fill_ns + written * shadow.write_ns)
+        return status
+    gpa = (entry[0] & TARGET) + (va & (span_of(level - 1) - 1))
+    host = find_entry(b.table, gpa, &at, &host_level)
+    if not host[0] & LEAF:
+        status = back(v, s, b, region, gpa)
+        if status != OK:
+            return status
+        host = find_entry(b.table, gpa, &at, &host_level)
+    v.fault_address = gpa
+    if b.host.frames.free_pages < b.host.floor + TABLE_RESERVE:
+        return RUN_NO_MEMORY
+    entry[0] |= ACCESSED | (DIRTY if write else 0)
+    shadow_fill(shadow, s.asid, va, gpa, level - 1, host[0], host_level - 1)
+    spend(v, shadow.fill_ns)
+    return OK
+
+
 cdef inline void fetch_ahead(Space *s, Region *region, Stream *stream) noexcept nogil:
     """Fetch what later accesses will need of the simulator's own memory, from afar.
 
@@ -282,6 +352,9 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
         if status != OK:
             if status == GUEST_FAULT:
                 status = guest_fault(v, s, memory, region, region.base + (next_access >> 1))
+            elif b.shadow != NULL:
+                status = shadow_fault(v, s, b, memory, region, region.base + (next_access >> 1),
+                                      next_access & 1)
             else:
                 status = back(v, s, b, region, m.fault)
             if status != OK:

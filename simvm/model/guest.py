@@ -1,7 +1,8 @@
 """A guest: its memory, processes and named regions, and its life from boot to death.
 
 A virtual machine has guest-physical memory of its own, guest page tables in it and a SLAT
-that backs it; a container has one page table that the host fills. What the guest's kernel
+that backs it; under shadow paging the VMM's page table backs it, and the processor walks
+tables that the host derives; a container has one page table that the host fills. What the guest's kernel
 needs (boot footprint, struct pages, page tables) lies in guest memory and is backed like
 the rest.
 
@@ -70,6 +71,11 @@ class Space:
         self.next_address = self._first
 
 
+def entries_of(table: _core.PageTable) -> int:
+    """Entries in use: leaves, and one for each table page below the root."""
+    return sum(table.leaves) + table.table_pages - 1
+
+
 class Guest:
     """One virtual machine or container."""
 
@@ -83,9 +89,15 @@ class Guest:
         self.class_ = class_
         self.index = index
         self.owner = owner
+        self.is_vm = config.is_vm
         self.nested = config.virtualization == "nested"
+        self.shadow: _core.Shadow | None = None
+        if config.virtualization == "shadow":
+            self.shadow = _core.Shadow(
+                config.memory, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
+            )
         self.fault_path = path
-        self.channel = CHANNELS[config.channel.kind if self.nested else "none"]()
+        self.channel = CHANNELS[config.channel.kind if self.is_vm else "none"]()
         self.mmu_lock = Channels()
         self.invalidations = 0
         self.fault_retries = 0
@@ -107,11 +119,13 @@ class Guest:
         self.failure: str | None = None
         self.alive = False
         self.vmm_pages: list[int] = []
+        self.reverse_map_pages: list[int] = []
+        self._trapped_ns = 0
         self.kernel_bytes = 0       # boot footprint and struct pages
         self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
-        self.memory = _core.BlockAllocator(config.memory if self.nested else 0)
+        self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
 
     @property
@@ -121,22 +135,23 @@ class Guest:
     # --- life ---------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make what the guest needs before it runs: its SLAT and its guest-physical memory."""
+        """Make what the guest needs before it runs: what backs it, and its physical memory."""
         host = self.host.settings
-        levels = host.table_levels if self.nested else self.config.table_levels
+        levels = host.table_levels if self.is_vm else self.config.table_levels
         frames = self.host.memory.frames
         table = _core.PageTable(levels, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
-            self.config.memory if self.nested else 0,
+            self.config.memory if self.is_vm else 0,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
+            shadow=self.shadow,
         )  # fmt: skip
         self.slat = table
         self.kernel_space = _core.AddressSpace(0, table, None)
         self.alive = True
         self.host.guests[self.owner] = self
         self.note_backed()
-        if self.nested:
+        if self.is_vm:
             size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
             self.kernel_bytes = -(-size // PAGE) * PAGE
             self.memory.reserve_low(self.kernel_bytes)
@@ -145,25 +160,33 @@ class Guest:
         """The address space of a process, made when first asked for."""
         if name not in self.processes:
             asid = len(self.processes) + 1
-            if self.nested:
+            if self.is_vm:
                 table = _core.PageTable(self.config.table_levels, self.memory)
-                core = _core.AddressSpace(asid, self.slat, table)
-                self.processes[name] = Space(core, table, FIRST_ADDRESS)
+                self.processes[name] = Space(self._walked(asid, table), table, FIRST_ADDRESS)
             else:
                 # Containers share one table; each process has its own part of it.
                 core = _core.AddressSpace(asid, self.slat, None)
                 self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
         return self.processes[name]
 
+    def _walked(self, asid: int, table: _core.PageTable) -> _core.AddressSpace:
+        """What the processor walks for a process of a virtual machine."""
+        if self.shadow is None:
+            return _core.AddressSpace(asid, self.slat, table)
+        # Beside each shadow page KVM has one that names the guest page of each entry.
+        shadow = _core.PageTable(table.levels, self.host.memory.frames, mirrored=True)
+        self.shadow.add(asid, table, shadow)
+        return _core.AddressSpace(asid, shadow, None)
+
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
         """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
         space = self.process(process)
-        order = ORDER_BYTES.index(self.config.page_size) if self.nested else 0
+        order = ORDER_BYTES.index(self.config.page_size) if self.is_vm else 0
         page = ORDER_BYTES[order]
-        if not self.nested and self.host.settings.backing == "hugetlb":
+        if not self.is_vm and self.host.settings.backing == "hugetlb":
             page = self.host.settings.page_size
         whole = -(-size // page) * page
-        zeroing = self.nested and self.config.zeroing == "guest"
+        zeroing = self.is_vm and self.config.zeroing == "guest"
         core = _core.Region(space.next_address, whole, order, zeroing)
         space.next_address += -(-whole // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
@@ -176,7 +199,12 @@ class Guest:
         space = self.processes[region.process]
         if space.table is None:
             return [(region.core.base + region.core.size - size, size)]
+        entries = entries_of(space.table)
         extents = region.core.unmap_tail(space.table, self.memory, size)
+        if self.shadow is not None:
+            self.shadow.note_writes(entries - entries_of(space.table))
+            for start, length in extents:
+                self.shadow.drop(start, length)
         for vcpu in self.vcpus:
             vcpu.invalidate((space.core.asid, 0, 1 << 57))
         self._drop_if_empty(region)
@@ -207,9 +235,10 @@ class Guest:
             if activity.is_alive and activity is not active:
                 activity.interrupt(reason)
         self.host.swap.free_slots([int(slot) for slot in self.backing.destroy()])
-        for page in self.vmm_pages:
+        for page in self.vmm_pages + self.reverse_map_pages:
             self.host.memory.frames.free_4k(page)
-        self.vmm_pages = []
+        self.vmm_pages.clear()
+        self.reverse_map_pages.clear()
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
@@ -221,7 +250,7 @@ class Guest:
         """A mapping of [address, address + size) changed: every vCPU drops what it must."""
         self.invalidations += 1
         for vcpu in self.vcpus:
-            if self.nested:
+            if self.is_vm:
                 vcpu.invalidate(None)
             else:
                 vcpu.invalidate((address // FIRST_ADDRESS, address, size))
@@ -250,6 +279,16 @@ class Guest:
         self.invalidate(start, length)
         cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
         return cost + splits * costs.thp_split_ns + self.shoot_down()
+
+    def trap_ns(self) -> int:
+        """Shadow paging: what exits that nobody has paid for yet take, in ns."""
+        if self.shadow is None:
+            return 0
+        costs = self.host.costs
+        total = self.shadow.writes * costs.page_table_write_ns
+        total += (self.shadow.fills + self.shadow.reflected) * costs.shadow_fill_ns
+        new, self._trapped_ns = total - self._trapped_ns, total
+        return new
 
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
@@ -281,7 +320,10 @@ class Guest:
         return {
             "backed_bytes": self.backed_bytes,
             "touched_bytes": self.touched_bytes,
-            "tables_bytes": self.slat_table_bytes + self.host_table_bytes + self.guest_table_bytes,
+            "tables_bytes": (
+                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes
+                + self.guest_table_bytes
+            ),
             "deposited_tables_bytes": self.deposited_bytes,
             "swapped_bytes": self.swapped_bytes,
         }
@@ -304,8 +346,28 @@ class Guest:
 
     @property
     def slat_table_bytes(self) -> int:
-        """The SLAT. A container has none: its page table is the host's."""
+        """The SLAT. A container has none, nor has shadow paging: the page table is the host's."""
         return self.slat.table_pages * PAGE if self.alive and self.nested else 0
+
+    @property
+    def shadow_table_bytes(self) -> int:
+        """Shadow tables and the reverse map."""
+        if not self.alive or self.shadow is None:
+            return 0
+        return (self.shadow.table_pages + len(self.reverse_map_pages)) * PAGE
+
+    @property
+    def reverse_map_bytes(self) -> int:
+        """What KVM keeps for each guest page under shadow paging, in whole pages.
+
+        A word for a guest page of each size (the leaves that map it), and two bytes for 4 KiB
+        (whether writes to it trap): arch/x86/kvm, `memslot_rmap_alloc`, `gfn_write_track`.
+        """
+        if self.shadow is None:
+            return 0
+        memory = self.config.memory
+        words = sum(-(-memory // size) for size in ORDER_BYTES[:3])
+        return -(-(8 * words + 2 * (memory // PAGE)) // PAGE) * PAGE
 
     @property
     def host_table_bytes(self) -> int:
@@ -346,7 +408,7 @@ class Guest:
     @property
     def stranded_bytes(self) -> int:
         """Backed by the host but free in the guest."""
-        return self.backing.stranded_bytes(self.memory) if self.alive and self.nested else 0
+        return self.backing.stranded_bytes(self.memory) if self.alive and self.is_vm else 0
 
     def note_stream(self, label: str, digest: int) -> None:
         """Add the digest of a finished stream to the guest's."""
@@ -355,7 +417,7 @@ class Guest:
     def claim(self, claimed: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> bool:
         """Mark every host page that this guest owns; False when one has an owner already."""
         alone = self.backing.claim(claimed)
-        for page in self.vmm_pages:
+        for page in self.vmm_pages + self.reverse_map_pages:
             word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
             alone = alone and not claimed[word] & bit
             claimed[word] |= bit

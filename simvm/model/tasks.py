@@ -173,7 +173,8 @@ class Task:
         guest, first = self.guest, self.vcpus[0]
         yield from first.enter_core()
         extents = guest.free(region, size)
-        if guest.nested:
+        if guest.is_vm:
+            yield from first.pay_for_traps()
             yield from guest.channel.freed(first, guest, extents)
         else:
             ((start, length),) = extents

@@ -76,8 +76,7 @@ class VirtualCpu:
         self._flushes: list[tuple[int, int, int]] | None = []   # None: everything
         self._kicks = 0
         self._zeroing = host.cpu.zeroing_bytes_per_s
-        nested = guest.nested
-        self._fault_ns = host.fault_ns if nested else host.container_fault_ns
+        self._fault_ns = host.fault_ns if guest.is_vm else host.container_fault_ns
         self._guest_faults = 0
         self._zeroed_bytes = 0
         self._slat_faults = (0, 0, 0)
@@ -185,19 +184,19 @@ class VirtualCpu:
             else:
                 yield from self._resolve(reason)
 
-    def populate_vmm(self, size: int) -> Process:
-        """Let the VMM touch memory of its own, as it starts; 4 KiB pages that stay."""
-        guest, host = self.guest, self.guest.host
-        pages = size // PAGE
-        while len(guest.vmm_pages) < pages:
+    def populate(self, pages: list[int], size: int) -> Process:
+        """Let the VMM take memory of its own, as it starts; 4 KiB `pages` that stay."""
+        host = self.guest.host
+        while len(pages) < size // PAGE:
             yield from self.enter_core()
             host.reclaimer.check_watermarks()
             room = host.free_bytes - host.min_bytes
             if room < MARGIN:
                 yield from self._reclaim()
                 continue
-            chunk = min(64, room // PAGE, pages - len(guest.vmm_pages))
-            guest.vmm_pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
+            chunk = min(64, room // PAGE, size // PAGE - len(pages))
+            pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
+            self.guest.note_backed()
             yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
 
     def write_by_kernel(self, start: int, size: int) -> Process:
@@ -237,6 +236,10 @@ class VirtualCpu:
             service += (zeroed - self._zeroed_bytes) * 1_000_000_000 // self._zeroing
             self._guest_faults, self._zeroed_bytes = faults, zeroed
             charges.append(("guest_fault_ns", service))
+        traps = guest.trap_ns()
+        if traps:
+            charges.append(("page_table_trap_ns", traps))
+            guest.note_backed()
         slat_faults = core.slat_faults
         if slat_faults != self._slat_faults:
             new = [now - before for now, before in zip(slat_faults, self._slat_faults, strict=True)]
@@ -247,6 +250,10 @@ class VirtualCpu:
             yield from guest.fault_path.serve(self, sum(new), service)
         else:
             yield from self.spend(*charges)
+
+    def pay_for_traps(self) -> Process:
+        """What the guest's kernel wrote to its page tables beside faults has trapped."""
+        yield from self.spend(("page_table_trap_ns", self.guest.trap_ns()))
 
     def _think(self, work: Work) -> Process:
         """The pauses of the accesses done since the last ones, off the core."""

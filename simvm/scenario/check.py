@@ -333,7 +333,7 @@ def _made(phase: Phase) -> int | None:
 
 
 def _rounded(guest: GuestClass, size: int) -> int:
-    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    page = guest.page_size if guest.is_vm else PAGE
     return -(-size // page) * page
 
 
@@ -368,7 +368,7 @@ def _freed(
     if phase.free == "none":
         return
     size = int(phase.free) * phase.repeat
-    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    page = guest.page_size if guest.is_vm else PAGE
     if int(phase.free) % page:
         yield Finding(
             f"{at}.free", f"must be whole guest pages of {format_bytes(page)}",
@@ -387,7 +387,7 @@ def _freed(
 
 def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
     """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
-    if guest.virtualization != "nested":
+    if not guest.is_vm:
         return guest.memory
     kernel = guest.boot + struct_page_bytes(guest.memory)
     if guest.page_size == GIB:
@@ -406,7 +406,7 @@ def _too_much(
         f"the regions that live together take {human_bytes(needed)}, and {human_bytes(capacity)} "
         f"of the guest's {human_bytes(guest.memory)} are left for them"
     )
-    if guest.virtualization == "nested":
+    if guest.is_vm:
         rule += " beside boot, struct pages and page tables"
         rule += " (in whole pages of 1 GiB)" if guest.page_size == GIB else ""
     fix = f'allocate less, or write memory = "{format_bytes(-(-more // unit) * unit)}"'
