@@ -66,8 +66,8 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("committed_bytes", "What the guest was promised."),
     _gauge("tables_bytes", "SLAT, shadow, host and guest page tables, without deposited ones."),
     _gauge("slat_tables_bytes", "Second-level tables (guest physical to host physical)."),
-    _gauge("shadow_tables_bytes", "Shadow paging: shadow tables, with the page beside each, and the "
-           "reverse map."),
+    _gauge("shadow_tables_bytes", "Shadow paging: shadow tables, with the page beside each, and "
+           "the reverse map."),
     _gauge("host_tables_bytes", "The VMM's own page tables in the host."),
     _gauge("guest_tables_bytes", "Page tables inside the guest; they are in backed as well."),
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
@@ -92,9 +92,9 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("walk_loads", "loads", "Page-table entries loaded by completed walks."),
     _count("walk_cycles", "cycles", "Cycles of completed walks, whether hidden or not."),
     _count("guest_faults", "faults", "Page faults served by the guest's kernel."),
-    _count("page_table_writes", "entries", "Shadow paging: guest page-table entries written, each of "
-           "which trapped."),
-    _count("shadow_fills", "entries", "Shadow paging: entries that the host filled in shadow tables."),
+    _count("page_table_writes", "entries", "Shadow paging: guest page-table entries written, each "
+           "of which trapped."),
+    _count("shadow_fills", "entries", "Shadow paging: entries filled by the host."),
     _count("slat_faults", "faults", "Faults on missing second-level entries (in a container: host "
            "page faults; under shadow paging: guest memory not backed)."),
     _count("slat_faults_4k", "faults", "The part of them that backed 4 KiB."),

@@ -2,9 +2,9 @@
 
 A virtual machine has guest-physical memory of its own, guest page tables in it and a SLAT
 that backs it; under shadow paging the VMM's page table backs it, and the processor walks
-tables that the host derives; a container has one page table that the host fills. What the guest's kernel
-needs (boot footprint, struct pages, page tables) lies in guest memory and is backed like
-the rest.
+tables that the host derives; a container has one page table that the host fills. What the
+guest's kernel needs (boot footprint, struct pages, page tables) lies in guest memory and is
+backed like the rest.
 
 Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
 """
