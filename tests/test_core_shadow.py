@@ -232,6 +232,21 @@ def test_a_split_drops_shadow_leaves_and_keeps_their_accessed_bits() -> None:
     guest.check()
 
 
+def test_a_partial_unmapping_drops_the_whole_shadow_leaf_and_keeps_what_it_knew() -> None:
+    guest = Guest(BLOCK, BLOCK)
+    guest.touch(0, write=True)
+    guest.folio_at(guest.gpa(0))  # clears A, which a walk sets again
+    guest.mmu.flush_all()
+    guest.touch(0, write=True)
+    guest.backing.zap(guest.gpa(PAGE), PAGE)
+    guest.mmu.flush_all()
+    assert guest.shadow.leaves == (0, 0, 0)
+    rest = guest.table.lookup(guest.gpa(2 * PAGE))
+    assert rest is not None
+    assert (rest.order, rest.accessed, rest.dirty) == (0, True, True)
+    guest.check()
+
+
 def test_freed_tables_of_the_shadow_are_given_back() -> None:
     guest = Guest()
     guest.run(20_000)

@@ -227,8 +227,7 @@ class GuestClass(Model):
     virtualization: Annotated[
         Literal["nested", "shadow", "none"], one_of("nested", "shadow", "none")
     ] = "nested"
-    """shadow: tables that the host derives from the guest's and its own, in place of a SLAT;
-    none: a container on the same host."""
+    """shadow: no SLAT, the host shadows guest tables; none: a container on the same host."""
     table_levels: f.Levels = 4
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: Channel = Channel()
