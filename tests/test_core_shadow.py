@@ -38,7 +38,7 @@ class Guest:
         self.memory = _core.BlockAllocator(MEMORY)
         self.guest_table = _core.PageTable(4, self.memory)
         self.shadow_table = _core.PageTable(4, self.host.frames, mirrored=True)
-        self.shadow.add(1, self.guest_table, self.shadow_table)
+        self.shadow.add(self.guest_table, self.shadow_table)
         self.space = _core.AddressSpace(1, self.shadow_table)
         self.region = _core.Region(BASE, size, ORDER[guest_page])
         self.mmu = _core.Mmu(geometry)
@@ -142,7 +142,7 @@ def test_a_walk_has_one_dimension(guest_page: int, host_page: int, loads: int) -
     """A leaf of the smaller size; nested, the same walks load 24 (4K + 4K) or 15 (2M + 2M)."""
     guest = Guest(guest_page, host_page, geometry=MmuGeometry.bare())
     guest.run(3_000)
-    counts = guest.vcpu.mmu.counters()
+    counts = guest.vcpu.counters()
     assert counts["walks"] > 8
     assert counts["walk_loads"] == counts["host_loads"] == loads * counts["walks"]
     assert counts["guest_loads"] == 0
@@ -309,7 +309,7 @@ def test_the_thorough_check_sees_a_change_behind_its_back() -> None:
 def test_a_shadow_table_has_the_levels_of_its_guest() -> None:
     guest = Guest()
     with pytest.raises(ValueError, match="has the levels"):
-        guest.shadow.add(2, guest.guest_table, _core.PageTable(5, guest.host.frames))
+        guest.shadow.add(guest.guest_table, _core.PageTable(5, guest.host.frames))
 
 
 @given(

@@ -9,8 +9,9 @@ from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
 from simvm.core.shadow cimport shadow_drop_leaf, shadow_test_and_clear_accessed
-from simvm.core.table cimport (ACCESSED, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_entry, find_entry, find_leaf, index_at, is_child, prune_up,
+from simvm.core.table cimport (LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
+                               clear_accessed, clear_entry, find_entry, find_leaf, index_in,
+                               is_child, prune_up,
                                span_of, table_split, withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
@@ -72,14 +73,14 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
         if old & LEAF and (base < start or base + span > end):
             if not b.from_pool:
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
-                if table_split(b.table, node, index_at(at, level)) != 0:
+                if table_split(b.table, node, index_in(b.table, at, level)) != 0:
                     return -1
                 z.splits += 1
                 continue
         elif old != 0:
             if old & LEAF:
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
-            clear_entry(b.table, node, index_at(at, level))
+            clear_entry(b.table, node, index_in(b.table, at, level))
             if old & SWAPPED:
                 slots[z.slots] = old >> 12
                 z.slots += 1
@@ -98,8 +99,7 @@ cdef inline bint test_and_clear_accessed(Backing *b, uint64_t address) noexcept 
     cdef bint before
     if entry == NULL:
         return False
-    before = (entry[0] & ACCESSED) != 0
-    entry[0] &= ~<uint64_t>ACCESSED
+    before = clear_accessed(b.table, at, entry - at.entry)
     if b.shadow != NULL:
         address &= ~(span_of(order) - 1)
         before = shadow_test_and_clear_accessed(b.shadow, address, order) or before
@@ -123,9 +123,9 @@ cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noe
         t.leaves[0] -= 1
         t.swapped += 1
         return 0
-    if table_split(t, at, index_at(address, 2)) != 0:
+    if table_split(t, at, index_in(t, address, 2)) != 0:
         return -1
-    at = child_of(at.entry[index_at(address, 2)])
+    at = child_of(at.entry[index_in(t, address, 2)])
     for i in range(512):
         at.entry[i] = ((slot + i) << 12) | SWAPPED
     t.leaves[0] -= 512
@@ -146,7 +146,7 @@ cdef inline int split_folio(Host *h, Backing *b, uint32_t folio, int which) noex
     if entry == NULL or order != 1 or entry[0] & TARGET != frame:
         return -1
     shadow_drop_leaf(b.shadow, entry, address, order)
-    if table_split(t, at, index_at(address, 2)) != 0:
+    if table_split(t, at, index_in(t, address, 2)) != 0:
         return -1
     folio_remove(&h.folios, folio)
     break_2m(&h.frames, frame)
@@ -210,7 +210,7 @@ cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest,
     cdef uint64_t pages = 0, address
     cdef uint32_t block
     cdef int i
-    for i in range(512):
+    for i in range(node.entries):
         if node.entry[i] == 0 or node.entry[i] & SWAPPED:
             continue
         address = base + (<uint64_t>i << (3 + 9 * node.level))
@@ -270,7 +270,7 @@ cdef inline bint claim_below(const Node *node, uint64_t *claimed, bint data) noe
     cdef int i
     if node.mirror != NO_PAGE:
         alone = claim_pages(claimed, node.mirror, 1) and alone
-    for i in range(512):
+    for i in range(node.entries):
         if is_child(node.entry[i]):
             alone = claim_below(child_of(node.entry[i]), claimed, data) and alone
         elif data and node.entry[i] & LEAF:

@@ -164,6 +164,8 @@ cdef class Backing:
                   deposits=True, from_pool=False, Shadow shadow=None):
         if owner in host.backings or not 0 <= owner < 1 << 23:
             raise ValueError(f"owner (={owner}) must be new and below 2^23")
+        if page_table.c.granule != 12:
+            raise ValueError("host memory is backed in the 4 KiB granule")
         self.host = host
         self.page_table = page_table
         self.c.table = &page_table.c
@@ -221,8 +223,7 @@ cdef class Backing:
             alone = hostmem.claim_pages(&claimed[0], self.c.table.deposits[i], 1) and alone
         for i in range(0 if self.shadow is None else self.shadow.c.n_processes):
             shadow_table = self.shadow.c.process[i].table
-            if shadow_table != NULL:
-                alone = hostmem.claim_below(shadow_table.root, &claimed[0], False) and alone
+            alone = hostmem.claim_below(shadow_table.root, &claimed[0], False) and alone
         return alone
 
     def shadow_agrees(self):
@@ -234,7 +235,7 @@ cdef class Backing:
         if self.shadow is not None:
             self.c.shadow = NULL
             self.shadow.destroy()
-        slots = self.zap(0, <uint64_t>1 << table.shift_of(self.c.table.levels + 1))[2]
+        slots = self.zap(0, table.reach_of(self.c.table))[2]
         self.page_table.destroy()
         del self.host.backings[self.c.owner]
         return slots

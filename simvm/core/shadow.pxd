@@ -14,20 +14,20 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from simvm.core.table cimport (ACCESSED, DIRTY, TARGET, Node, Table, clear_entry,
-                               find_leaf, index_at, prune_up, span_of, table_map)
+                               find_leaf, prune_up, span_of, table_map)
 
 cdef enum:
     ORDERS = 3
     VA_BITS = 45              # of a page number, under 5 levels
 
 cdef struct Shadowed:         # one process
-    Table *guest              # NULL: no such process
+    Table *guest
     Table *table
 
 cdef struct Shadow:
     uint64_t end              # of guest memory
-    uint64_t *mapped_at[3]    # by order, by guest page: (asid + 1, page of the VA), or 0
-    Shadowed *process         # by asid
+    uint64_t *mapped_at[3]    # by order, by guest page: (process + 1, page of the VA), or 0
+    Shadowed *process
     uint64_t n_processes
     uint64_t write_ns         # a trapped write of a guest page-table entry
     uint64_t fill_ns          # an exit on a missing shadow entry, beside what is backed
@@ -62,21 +62,25 @@ cdef inline void shadow_free(Shadow *s) noexcept nogil:
     s.n_processes = 0
 
 
-cdef inline int shadow_add(Shadow *s, uint64_t asid, Table *guest, Table *table) noexcept nogil:
-    """From now on `table` shadows `guest` for the process `asid`."""
-    cdef Shadowed *more
-    if asid >= s.n_processes:
-        more = <Shadowed *>realloc(s.process, (asid + 1) * sizeof(Shadowed))
-        if more == NULL:
-            return -1
-        s.process = more
-        while s.n_processes <= asid:
-            s.process[s.n_processes].guest = NULL
-            s.process[s.n_processes].table = NULL
-            s.n_processes += 1
-    s.process[asid].guest = guest
-    s.process[asid].table = table
+cdef inline int shadow_add(Shadow *s, Table *guest, Table *table) noexcept nogil:
+    """From now on `table` shadows `guest`."""
+    cdef uint64_t n = s.n_processes
+    cdef Shadowed *more = <Shadowed *>realloc(s.process, (n + 1) * sizeof(Shadowed))
+    if more == NULL:
+        return -1
+    s.process = more
+    s.process[n].guest = guest
+    s.process[n].table = table
+    s.n_processes += 1
     return 0
+
+
+cdef inline uint64_t process_with(const Shadow *s, const Table *table) noexcept nogil:
+    """The process that a shadow table is of."""
+    cdef uint64_t i = 0
+    while s.process[i].table != table:
+        i += 1
+    return i
 
 
 cdef inline uint64_t va_of(uint64_t word) noexcept nogil:
@@ -110,7 +114,7 @@ cdef inline uint64_t shadow_drop(Shadow *s, uint64_t start, uint64_t end) noexce
                 entry = leaf_at(s, word, &at, &found)
                 bits |= entry[0] & (ACCESSED | DIRTY)
                 table = process_of(s, word).table
-                clear_entry(table, at, index_at(va_of(word), at.level))
+                clear_entry(table, at, entry - at.entry)
                 prune_up(table, at)
             page += 1
     return bits
@@ -140,15 +144,16 @@ cdef inline bint shadow_test_and_clear_accessed(Shadow *s, uint64_t base,
     return accessed
 
 
-cdef inline void shadow_fill(Shadow *s, uint64_t asid, uint64_t va, uint64_t gpa, int guest_order,
-                             uint64_t host_leaf, int host_order) noexcept nogil:
+cdef inline void shadow_fill(Shadow *s, uint64_t process, uint64_t va, uint64_t gpa,
+                             int guest_order, uint64_t host_leaf,
+                             int host_order) noexcept nogil:
     """Map the page of `va` for the processor: the smaller of the guest's and the host's leaf."""
     cdef int order = min(guest_order, host_order), n_made = 0
     cdef uint64_t inside = span_of(order) - 1
     cdef uint64_t target = (host_leaf & TARGET) + (gpa & (span_of(host_order) - 1) & ~inside)
     cdef Node *made[5]
-    table_map(s.process[asid].table, va & ~inside, target, order, 0, made, &n_made)
-    s.mapped_at[order][page_of(gpa, order)] = ((asid + 1) << VA_BITS) | ((va & ~inside) >> 12)
+    table_map(s.process[process].table, va & ~inside, target, order, 0, made, &n_made)
+    s.mapped_at[order][page_of(gpa, order)] = ((process + 1) << VA_BITS) | ((va & ~inside) >> 12)
     s.fills += 1
 
 
@@ -188,6 +193,5 @@ cdef inline bint shadow_agrees(const Shadow *s, const Table *host) noexcept nogi
                 return False
     for i in range(s.n_processes):
         table = s.process[i].table
-        if table != NULL:
-            leaves += table.leaves[0] + table.leaves[1] + table.leaves[2]
+        leaves += table.leaves[0] + table.leaves[1] + table.leaves[2]
     return mapped == leaves

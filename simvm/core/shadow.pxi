@@ -17,11 +17,11 @@ cdef class Shadow:
     def __dealloc__(self):
         shadow.shadow_free(&self.c)
 
-    def add(self, int asid, PageTable guest, PageTable host):
-        """From now on `host` shadows the table `guest` of the process `asid`."""
-        if not 0 <= asid <= 65534 or guest.c.levels != host.c.levels:
-            raise ValueError("a shadow table has the levels of the table that it shadows")
-        if shadow.shadow_add(&self.c, asid, &guest.c, &host.c) != 0:
+    def add(self, PageTable guest, PageTable host):
+        """From now on `host`, of the same shape, shadows a process's table `guest`."""
+        if guest.c.granule != 12 or host.c.granule != 12 or guest.levels != host.levels:
+            raise ValueError("a shadow table has the levels of its guest's, and 4 KiB pages")
+        if shadow.shadow_add(&self.c, &guest.c, &host.c) != 0:
             raise MemoryError()
         self.tables.append((guest, host))
 

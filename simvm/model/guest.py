@@ -175,7 +175,7 @@ class Guest:
             return _core.AddressSpace(asid, self.slat, table)
         # Beside each shadow page KVM has one that names the guest page of each entry.
         shadow = _core.PageTable(table.levels, self.host.memory.frames, mirrored=True)
-        self.shadow.add(asid, table, shadow)
+        self.shadow.add(table, shadow)
         return _core.AddressSpace(asid, shadow, None)
 
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
