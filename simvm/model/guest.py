@@ -137,9 +137,10 @@ class Guest:
     def create(self) -> None:
         """Make what the guest needs before it runs: what backs it, and its physical memory."""
         host = self.host.settings
-        levels = host.table_levels if self.is_vm else self.config.table_levels
+        cpu, levels = self.host.cpu, self.config.table_levels
+        shape = cpu.host_format(host.table_levels) if self.is_vm else cpu.guest_format(levels)
         frames = self.host.memory.frames
-        table = _core.PageTable(levels, frames, mirrored=self.nested)
+        table = _core.PageTable(shape.levels, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.is_vm else 0,
@@ -161,7 +162,8 @@ class Guest:
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.is_vm:
-                table = _core.PageTable(self.config.table_levels, self.memory)
+                shape = self.host.cpu.guest_format(self.config.table_levels)
+                table = _core.PageTable(shape.levels, self.memory)
                 self.processes[name] = Space(self._walked(asid, table), table, FIRST_ADDRESS)
             else:
                 # Containers share one table; each process has its own part of it.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from simvm.errors import InvalidInput
-from simvm.hardware import load_cpu
+from simvm.hardware import Cpu, load_cpu
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
 
@@ -59,6 +59,14 @@ def struct_page_bytes(memory: int) -> int:
     return memory // PAGE * STRUCT_PAGE_BYTES
 
 
+def _cpu(scenario: Scenario) -> Cpu | None:
+    """The scenario's CPU; None where its mistakes are reported with the host."""
+    try:
+        return load_cpu(scenario.host.cpu)
+    except InvalidInput:
+        return None
+
+
 def _time(scenario: Scenario) -> Iterator[Finding]:
     meta = scenario.scenario
     if meta.quantum > meta.sample_interval:
@@ -81,6 +89,12 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         for mistake in error.mistakes:
             inner = f"{mistake.key}: " if mistake.key not in ("", "cpu") else ""
             yield Finding("host.cpu", f"{inner}{mistake.rule}", mistake.fix)
+    cpu = _cpu(scenario)
+    if host.contiguous and cpu is not None and not cpu.contiguous:
+        yield Finding(
+            "host.contiguous", f"the TLBs of {cpu.name} do not use the contiguous hint",
+            'remove it, or write cpu = "neoverse_n1", whose TLBs hold 64KiB', ("host.cpu",),
+        )  # fmt: skip
     if host.memory >= 8 * TIB:
         yield Finding("host.memory", "hosts of less than 8 TiB are modelled", "write less memory")
     if host.swap.size >= 64 * TIB:
@@ -169,23 +183,37 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f"{where}.memory_max", "must be memory: hotplug is not modelled yet",
             f'remove it, or write "{format_bytes(guest.memory)}"', (f"{where}.memory",),
         )  # fmt: skip
-    reach = 1 << (46 if min(guest.table_levels, host.table_levels) == 4 else 52)
+    cpu = _cpu(scenario)
+    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory
     if guest.memory > reach:
         yield Finding(
-            f"{where}.memory", f"4 table levels serve {human_bytes(reach)} at most",
+            f"{where}.memory", f"these table levels serve {human_bytes(reach)} at most",
             "write table_levels = 5 for guest and host, or less memory",
-            (f"{where}.table_levels", "host.table_levels"),
+            (f"{where}.table_levels", "host.table_levels", "host.cpu"),
         )  # fmt: skip
     if guest.stop is not None and guest.stop <= guest.start:
         yield Finding(
             f"{where}.stop", "must be later than start",
             f'write more than "{format_ns(guest.start)}"', (f"{where}.start",),
         )  # fmt: skip
+    if guest.virtualization == "shadow" and cpu is not None and cpu.tagging == "VMID":
+        yield Finding(
+            f"{where}.virtualization", "KVM shadows page tables on x86 alone",
+            'write virtualization = "nested", or the cpu of an x86 machine', ("host.cpu",),
+        )  # fmt: skip
     if guest.stagger and guest.count == 1:
         yield Finding(
             f"{where}.stagger", "one guest alone cannot be staggered", "remove it, or raise count",
             (f"{where}.count",),
         )  # fmt: skip
+
+
+def _reach(cpu: Cpu, scenario: Scenario, guest: GuestClass) -> int:
+    """How much memory the tables of a guest and its SLAT can map."""
+    bits = cpu.guest_format(guest.table_levels).address_bits - 2  # programs have the lower half
+    if guest.is_vm:
+        bits = min(bits, cpu.host_format(scenario.host.table_levels).address_bits)
+    return 1 << min(bits, 52)
 
 
 # --- phases -----------------------------------------------------------------------------

@@ -228,7 +228,7 @@ class GuestClass(Model):
         Literal["nested", "shadow", "none"], one_of("nested", "shadow", "none")
     ] = "nested"
     """shadow: no SLAT, the host shadows guest tables; none: a container on the same host."""
-    table_levels: f.Levels = 4
+    table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: Channel = Channel()
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
@@ -362,8 +362,14 @@ class Host(Model):
     ] = "kernel"
     fault_workers: f.Workers = 1
     """Threads behind the queue of userfaultfd."""
-    table_levels: f.Levels = 4
+    table_levels: f.SlatLevels | None = None
     """Levels of the SLAT."""
+    contiguous: f.Flag = False
+    """Whether sixteen pages of 4 KiB in a row may be one TLB entry: Arm's contiguous hint."""
+    tagged_tlb: f.Flag = True
+    """TLB entries bear their guest's tag (VPID, ASID, VMID); false: each VM entry drops all."""
+    invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
+    """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
     reclaim: Reclaim = Reclaim()
     swap: Swap = Swap()
     hugetlb: Hugetlb | None = None
