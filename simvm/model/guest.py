@@ -20,6 +20,7 @@ from simvm import _core
 from simvm.hardware.geometry import ORDER_BYTES, PAGE
 from simvm.model.channels import CHANNELS
 from simvm.model.host import STRUCT_PAGE_BYTES
+from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
 from simvm.model.vcpu import VirtualCpu
 
@@ -112,6 +113,7 @@ class Guest:
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
         self.memory = _core.BlockAllocator(config.memory if self.nested else 0)
+        self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
 
     @property
@@ -125,14 +127,16 @@ class Guest:
         host = self.host.settings
         levels = host.table_levels if self.nested else self.config.table_levels
         frames = self.host.memory.frames
-        table = _core.PageTable(levels, frames, mirrored=self.nested)
+        table = _core.PageTable(
+            levels, frames, mirrored=self.nested, contiguous=host.contiguous
+        )
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.nested else 0,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
         )  # fmt: skip
         self.slat = table
-        self.kernel_space = _core.AddressSpace(0, table, None)
+        self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
         self.alive = True
         self.host.guests[self.owner] = self
         self.note_backed()
@@ -146,12 +150,15 @@ class Guest:
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.nested:
-                table = _core.PageTable(self.config.table_levels, self.memory)
-                core = _core.AddressSpace(asid, self.slat, table)
+                table = _core.PageTable(
+                    self.config.table_levels, self.memory,
+                    contiguous=self.host.settings.contiguous,
+                )  # fmt: skip
+                core = _core.AddressSpace(asid, self.slat, table, self.owner)
                 self.processes[name] = Space(core, table, FIRST_ADDRESS)
             else:
                 # Containers share one table; each process has its own part of it.
-                core = _core.AddressSpace(asid, self.slat, None)
+                core = _core.AddressSpace(asid, self.slat, None, self.owner)
                 self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
         return self.processes[name]
 
@@ -177,8 +184,7 @@ class Guest:
         if space.table is None:
             return [(region.core.base + region.core.size - size, size)]
         extents = region.core.unmap_tail(space.table, self.memory, size)
-        for vcpu in self.vcpus:
-            vcpu.invalidate((space.core.asid, 0, 1 << 57))
+        self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
         self._drop_if_empty(region)
         return extents
 
@@ -213,18 +219,27 @@ class Guest:
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
+        for mmu in self.mmus.values():
+            mmu.forget(self.owner)
+        for vcpu in self.vcpus:
+            self.host.cores.forget(vcpu)
         self.note_backed()
 
     # --- what the host does to it -------------------------------------------------------
 
     def invalidate(self, address: int, size: int) -> None:
-        """A mapping of [address, address + size) changed: every vCPU drops what it must."""
+        """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
-        for vcpu in self.vcpus:
-            if self.nested:
-                vcpu.invalidate(None)
-            else:
-                vcpu.invalidate((address // FIRST_ADDRESS, address, size))
+        if not self.nested:
+            self._queue_flush(VaRange(address // FIRST_ADDRESS, address, size))
+        elif self.host.settings.invalidation == "range":
+            self._queue_flush(GpaRange(address, size))
+        else:
+            self._queue_flush(None)
+
+    def _queue_flush(self, flush: Flush) -> None:
+        for mmu in self.mmus.values():
+            mmu.queue(self.owner, flush)
 
     def shoot_down(self) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""

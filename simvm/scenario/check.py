@@ -15,6 +15,7 @@ from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import load_cpu
+from simvm.hardware.geometry import ENTRY_SHIFTS
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
 
@@ -24,6 +25,12 @@ STRUCT_PAGE_BYTES: Final = 64
 
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
+
+_CONTIGUOUS: Final = ENTRY_SHIFTS.index(16)
+"""The size of TLB entry that sixteen pages of 4 KiB in a row may have."""
+
+_MOST_GUESTS: Final = 65534
+"""Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,13 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
+    count = sum(guest.count for guest in scenario.guests.values())
+    if count > _MOST_GUESTS:
+        most = max(scenario.guests, key=lambda name: scenario.guests[name].count)
+        yield Finding(
+            f"guest.{most}.count", f"a host has at most {_MOST_GUESTS:,} guests, not {count:,}",
+            "write less", ("guest",),
+        )  # fmt: skip
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
     if scenario.scenario.duration == "work" and not working:
@@ -76,7 +90,13 @@ def _time(scenario: Scenario) -> Iterator[Finding]:
 def _host(scenario: Scenario) -> Iterator[Finding]:
     host = scenario.host
     try:
-        load_cpu(host.cpu)
+        geometry = load_cpu(host.cpu).geometry
+        held = {order for array in (*geometry.l1_load, *geometry.l2) for order in array.orders}
+        if host.contiguous and _CONTIGUOUS not in held:
+            yield Finding(
+                "host.contiguous", f"no TLB of {host.cpu} holds entries of 64 KiB",
+                "remove it, or choose another cpu", ("host.cpu",),
+            )  # fmt: skip
     except InvalidInput as error:
         for mistake in error.mistakes:
             inner = f"{mistake.key}: " if mistake.key not in ("", "cpu") else ""

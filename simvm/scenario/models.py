@@ -359,6 +359,12 @@ class Host(Model):
     """Threads behind the queue of userfaultfd."""
     table_levels: f.Levels = 4
     """Levels of the SLAT."""
+    tagged_tlb: f.Flag = True
+    """Whether translations carry their guest's number (VPID, VMID), and so outlast its turn."""
+    invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
+    """What a changed SLAT entry drops: all translations of the guest (x86), or the range's."""
+    contiguous: f.Flag = False
+    """Whether sixteen 4 KiB pages in a row may be one TLB entry (the contiguous hint of Arm)."""
     reclaim: Reclaim = Reclaim()
     swap: Swap = Swap()
     hugetlb: Hugetlb | None = None
