@@ -68,7 +68,7 @@ def core_extension() -> Extension:
             source.relative_to(ROOT).as_posix()
             for source in CORE_SOURCES.sources(ROOT / "simvm")
         ],
-        include_dirs=[numpy.get_include()],
+        include_dirs=[numpy.get_include(), "simvm"],
         define_macros=macros,
         extra_compile_args=DEBUG_FLAGS if DEBUG else RELEASE_FLAGS,
     )

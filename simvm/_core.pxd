@@ -16,6 +16,7 @@ cdef class PageTable:
     cdef table.Table c
     cdef readonly BlockAllocator memory
     cdef uint64_t *_leaf(self, uint64_t address, table.Node **at, int *order) except NULL
+    cdef int _largest(self)
     cdef bint _overlaps(self, uint64_t address, int order)
 
 
@@ -23,10 +24,13 @@ cdef class AddressSpace:
     cdef mmu.Space c
     cdef readonly PageTable host
     cdef readonly PageTable guest
+    cdef readonly int asid
+    cdef readonly int vpid
 
 
 cdef class Mmu:
     cdef mmu.Mmu c
+    cdef int _access(self, AddressSpace space, uint64_t va, bint write, now) except -1
 
 
 cdef class HostMemory:

@@ -10,7 +10,7 @@ door to Python. It validates, owns memory, and gives one class to each structure
 It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, times ns.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -18,9 +18,12 @@ from numpy.random cimport bitgen_t
 
 cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
+cimport simvm.core.flush as flush
 cimport simvm.core.folios as folios
 cimport simvm.core.hostmem as hostmem
+cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu
+cimport simvm.core.run as run
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
 cimport simvm.core.vcpu as vcpu
@@ -123,6 +126,17 @@ cdef class BlockAllocator:
             if blocks.free_4k(self.c, addresses[i]) != 0:
                 raise ValueError(f"page {addresses[i]:#x} is not in use")
 
+    def allocate_run(self, int pages):
+        """Address of `pages` pages in a row, aligned to their size. MemoryError when there is none."""
+        check_run(pages)
+        return self._given(blocks.alloc_run(self.c, pages))
+
+    def free_run(self, uint64_t address, int pages):
+        """Give pages in a row back. ValueError when one of them is not in use."""
+        check_run(pages)
+        if address < self.c.base or blocks.free_run(self.c, address, pages) != 0:
+            raise ValueError(f"pages from {address:#x} on are not all in use")
+
     def reserve_low(self, uint64_t size):
         """Take the lowest `size` bytes for good. MemoryError when they are not free."""
         if blocks.reserve_low(self.c, size) != 0:
@@ -148,14 +162,36 @@ cdef class BlockAllocator:
         return blocks.count_free(self.c) << 12
 
 
-cdef class PageTable:
-    """A page table whose pages come from `memory`; `mirrored` as a SLAT beside its VMM's."""
+cdef int check_run(int pages) except -1:
+    if not 1 <= pages <= 512 or pages & (pages - 1):
+        raise ValueError(f"pages (={pages}) must be a power of two, at most 512")
+    return 0
 
-    def __cinit__(self, int levels, BlockAllocator memory, mirrored=False):
-        if levels < 3 or levels > mmu.MAX_LEVEL:
-            raise ValueError(f"levels (={levels}) must be 3, 4 or 5")
+
+cdef class PageTable:
+    """A page table whose pages come from `memory`; `mirrored` as a SLAT beside its VMM's.
+
+    The shape is that of a `simvm.hardware.geometry.TableFormat`; `root_bits` of 0 makes the
+    root like any other table.
+    """
+
+    def __cinit__(self, int levels, BlockAllocator memory, mirrored=False, int granule_shift=12,
+                  int root_bits=0, contiguous=False):
+        cdef int bits = granule_shift - 3
+        root_bits = root_bits or bits
+        if levels < 2 or levels > table.MAX_LEVEL:
+            raise ValueError(f"levels (={levels}) must be 2 to {table.MAX_LEVEL}")
+        if granule_shift not in (12, 14, 16):
+            raise ValueError(f"granule_shift (={granule_shift}) must be 12, 14 or 16")
+        if not 1 <= root_bits <= bits + 4:
+            raise ValueError(f"root_bits (={root_bits}) must be 1 to {bits + 4}")
+        if contiguous and granule_shift != 12:
+            raise ValueError("the contiguous hint is modelled for the 4 KiB granule")
+        if granule_shift + bits * (levels - 1) + root_bits > 57:
+            raise ValueError("a table reaches 57 bits of address at most")
         self.memory = memory
-        if table.table_init(&self.c, levels, memory.c, mirrored) != 0:
+        if table.table_init(&self.c, levels, memory.c, mirrored, granule_shift, root_bits,
+                            contiguous) != 0:
             raise MemoryError("no memory for a page table")
 
     def __dealloc__(self):
@@ -163,7 +199,7 @@ cdef class PageTable:
 
     cdef uint64_t* _leaf(self, uint64_t address, table.Node **at, int *order) except NULL:
         cdef uint64_t *entry
-        if self.c.root == NULL or address >> table.shift_of(self.c.levels + 1):
+        if self.c.root == NULL or address >= table.reach_of(&self.c):
             raise KeyError(f"{address:#x} is not mapped")
         entry = table.find_leaf(&self.c, address, at, order)
         if entry == NULL:
@@ -175,10 +211,10 @@ cdef class PageTable:
         cdef table.Node *made[5]
         cdef int n_made = 0, status
         cdef uint64_t size
-        if order < 0 or order > 2:
-            raise ValueError(f"order (={order}) must be 0, 1 or 2")
-        size = table.span_of(order)
-        if address % size or target % size or address >> table.shift_of(self.c.levels + 1):
+        if not 0 <= order <= self._largest():
+            raise ValueError(f"order (={order}) must be 0 to {self._largest()}")
+        size = <uint64_t>1 << self.c.shift[order + 1]
+        if address % size or target % size or address >= table.reach_of(&self.c):
             raise ValueError(f"{address:#x} -> {target:#x} is not aligned to {size:#x}")
         if self._overlaps(address, order):
             raise ValueError(f"{address:#x} overlaps another mapping")
@@ -186,11 +222,15 @@ cdef class PageTable:
         if status == table.MAP_NO_MEMORY:
             raise MemoryError("no memory for a page table")
 
+    cdef int _largest(self):
+        """The highest order of a leaf."""
+        return min(2 if self.c.granule == 12 else 1, self.c.levels - 1)
+
     cdef bint _overlaps(self, uint64_t address, int order):
         cdef table.Node *node = self.c.root
         cdef uint64_t entry
         while True:
-            entry = node.entry[table.index_at(address, node.level)]
+            entry = node.entry[table.index_in(&self.c, address, node.level)]
             if entry == 0:
                 return False
             if not table.is_child(entry):
@@ -205,18 +245,34 @@ cdef class PageTable:
         cdef int order = 0
         cdef uint64_t *entry = self._leaf(address, &at, &order)
         cdef uint64_t target = entry[0] & table.TARGET
-        table.clear_entry(&self.c, at, table.index_at(address, at.level))
+        table.clear_entry(&self.c, at, entry - at.entry)
         return target, order
 
     def split(self, uint64_t address):
-        """Replace a large leaf by 512 smaller ones. KeyError absent, ValueError 4 KiB."""
+        """Replace a large leaf by smaller ones. KeyError absent, ValueError the smallest."""
+        cdef table.Node *at = NULL
+        cdef int order = 0
+        cdef uint64_t *entry = self._leaf(address, &at, &order)
+        if order == 0:
+            raise ValueError(f"{address:#x} is mapped by a leaf of the lowest order")
+        if table.table_split(&self.c, at, entry - at.entry) != 0:
+            raise MemoryError("no memory for a page table")
+
+    def collapse(self, uint64_t address, uint64_t target):
+        """Replace the lowest table above `address`, if full of leaves, by one leaf.
+
+        A and D are those of all. KeyError when nothing is mapped there; ValueError when the
+        table is not full of leaves, or no leaf is that large, or `target` is misaligned.
+        """
         cdef table.Node *at = NULL
         cdef int order = 0
         self._leaf(address, &at, &order)
-        if order == 0:
-            raise ValueError(f"{address:#x} is mapped by a 4 KiB leaf")
-        if table.table_split(&self.c, at, table.index_at(address, at.level)) != 0:
-            raise MemoryError("no memory for a page table")
+        if order + 1 > self._largest():
+            raise ValueError(f"{address:#x} has no larger leaf to become part of")
+        if target % (<uint64_t>1 << self.c.shift[order + 2]):
+            raise ValueError(f"target (={target:#x}) is misaligned")
+        if table.table_collapse(&self.c, at, target) != 0:
+            raise ValueError(f"the table above {address:#x} is not full of leaves")
 
     def prune(self):
         """Release every table page but the root that holds nothing."""
@@ -227,22 +283,24 @@ cdef class PageTable:
         cdef table.Node *at = NULL
         cdef int order = 0
         cdef uint64_t *entry
-        if self.c.root == NULL or address >> table.shift_of(self.c.levels + 1):
+        if self.c.root == NULL or address >= table.reach_of(&self.c):
             return None
         entry = table.find_leaf(&self.c, address, &at, &order)
         if entry == NULL:
             return None
-        return Leaf(address & ~(table.span_of(order) - 1), entry[0] & table.TARGET, order,
+        return Leaf(address >> self.c.shift[order + 1] << self.c.shift[order + 1],
+                    entry[0] & table.TARGET, order,
                     bool(entry[0] & table.ACCESSED), bool(entry[0] & table.DIRTY))
 
     def clear_accessed(self, uint64_t address):
-        """Clear A of the leaf that maps `address`; its value before. KeyError when absent."""
+        """Clear A of the leaf that maps `address`; its value before. KeyError when absent.
+
+        Of sixteen pages that the contiguous hint joins, all are read and cleared.
+        """
         cdef table.Node *at = NULL
         cdef int order = 0
         cdef uint64_t *entry = self._leaf(address, &at, &order)
-        cdef bint before = entry[0] & table.ACCESSED
-        entry[0] &= ~<uint64_t>table.ACCESSED
-        return before
+        return bool(table.clear_accessed(&self.c, at, entry - at.entry))
 
     def destroy(self):
         """Release every table page to its memory. What leaves mapped is not touched."""
@@ -259,7 +317,7 @@ cdef class PageTable:
 
     @property
     def table_pages(self):
-        """Table pages, the root included, mirrors not."""
+        """Table pages of 4 KiB, the root included, mirrors not."""
         return self.c.pages
 
     @property
@@ -288,7 +346,7 @@ cdef void prune_below(table.Table *t, table.Node *node) noexcept:
     cdef table.Node *child
     if node.level == 1:
         return
-    for i in range(512):
+    for i in range(node.entries):
         if table.is_child(node.entry[i]):
             child = table.child_of(node.entry[i])
             prune_below(t, child)
@@ -298,48 +356,76 @@ cdef void prune_below(table.Table *t, table.Node *node) noexcept:
                 table.node_release(t, child)
 
 
-cdef class AddressSpace:
-    """What a process's accesses go through: a guest table over `host`, or `host` alone."""
+# A TLB entry's tag is one small number for each (vpid, asid) there ever was in this process.
+cdef dict tags = {}
+cdef uint16_t vpids[mmu.MAX_TAGS + 1]
+memset(vpids, 0xFF, sizeof(vpids))     # of no tag
 
-    def __cinit__(self, int asid, PageTable host, PageTable guest=None):
-        if asid < 0 or asid > 65534:
-            raise ValueError(f"asid (={asid}) must be in [0, 65534]")
+
+cdef uint64_t tag_of(int vpid, int asid) except? 0xFFFF:
+    tag = tags.get((vpid, asid))
+    if tag is None:
+        tag = len(tags)
+        if tag == mmu.MAX_TAGS:
+            raise MemoryError(f"more than {mmu.MAX_TAGS} address spaces in one process")
+        tags[vpid, asid] = tag
+        vpids[tag] = vpid
+    return tag
+
+
+cdef class AddressSpace:
+    """What a process's accesses go through: a guest table over `host`, or `host` alone.
+
+    `asid` tells the processes of one guest apart, `vpid` the guests.
+    """
+
+    def __cinit__(self, int asid, PageTable host, PageTable guest=None, int vpid=0):
+        if not 0 <= asid <= 65534 or not 0 <= vpid <= 65534:
+            raise ValueError(f"asid (={asid}) and vpid (={vpid}) must be in [0, 65534]")
         self.host = host
         self.guest = guest
-        self.c.asid = asid
+        self.asid = asid
+        self.vpid = vpid
+        self.c.tag = tag_of(vpid, asid)
+        self.c.guest_tag = tag_of(vpid, -1)
         self.c.host = &host.c
         self.c.guest = NULL if guest is None else &guest.c
 
-    @property
-    def asid(self):
-        """The number that tags its entries in TLBs and walk caches."""
-        return self.c.asid
-
 
 cdef class Mmu:
-    """One vCPU's MMU, of the shape that a `MmuGeometry` describes."""
+    """One core's MMU, of the shape that a `MmuGeometry` describes.
 
-    def __cinit__(self, geometry):
+    With `targets` its TLB entries know where they lead, which `translate` and `flush_gpa` need.
+    """
+
+    def __cinit__(self, geometry, targets=False):
         memset(&self.c, 0, sizeof(mmu.Mmu))
         if geometry.style not in ("intel", "amd"):
             raise ValueError(f"style (={geometry.style}) must be intel or amd")
+        if not 1 <= geometry.walkers <= mmu.MAX_WALKERS:
+            raise ValueError(f"walkers (={geometry.walkers}) must be 1 to {mmu.MAX_WALKERS}")
+        self.c.count = &self.c.own
+        self.c.vpids = vpids
+        self.c.targets = targets
         self.c.style = mmu.INTEL if geometry.style == "intel" else mmu.AMD
+        self.c.smash = geometry.smash
+        self.c.walkers = geometry.walkers
         self.c.l2_penalty = geometry.l2_penalty
         self.c.walk_cache_latency = geometry.walk_cache_latency
         self.c.l2_latency = geometry.cache_l2.latency
         self.c.llc_latency = geometry.cache_llc.latency
         self.c.dram_latency = geometry.dram_latency
-        set_up_tlb(&self.c.l1_load, geometry.l1_load)
+        set_up_tlb(&self.c, &self.c.l1_load, geometry.l1_load)
         if geometry.l1_store is None:
             self.c.l1_store = &self.c.l1_load
         else:
-            set_up_tlb(&self.c.l1_store_own, geometry.l1_store)
+            set_up_tlb(&self.c, &self.c.l1_store_own, geometry.l1_store)
             self.c.l1_store = &self.c.l1_store_own
-        set_up_tlb(&self.c.l2, geometry.l2)
+        set_up_tlb(&self.c, &self.c.l2, geometry.l2)
         for part in geometry.guest_walk_cache:
-            set_up_part(&self.c.guest_cache[check_level(part.level)], part, 2)
+            set_up_part(&self.c.guest_cache[check_level(part.level)], part, 3)
         for part in geometry.host_walk_cache:
-            set_up_part(&self.c.host_cache[check_level(part.level)], part, 1)
+            set_up_part(&self.c.host_cache[check_level(part.level)], part, 2)
         set_up_part(&self.c.nested_tlb, geometry.nested_tlb, 1)
         set_up_lines(&self.c.lines_l2, geometry.cache_l2)
         set_up_lines(&self.c.lines_llc, geometry.cache_llc)
@@ -354,18 +440,34 @@ cdef class Mmu:
             cache.assoc_free(&self.c.guest_cache[i])
             cache.assoc_free(&self.c.host_cache[i])
         cache.assoc_free(&self.c.nested_tlb)
-        free(self.c.lines_l2.tags)
-        free(self.c.lines_llc.tags)
+        lines.lines_free(&self.c.lines_l2)
+        lines.lines_free(&self.c.lines_llc)
         free(self.c.trace)
 
-    def access(self, AddressSpace space, uint64_t va, bint write=False):
-        """One access: (OK, 0), or (GUEST_FAULT | SLAT_FAULT, the page that is missing)."""
-        cdef table.Table *t = space.c.guest if space.c.guest != NULL else space.c.host
-        cdef int status
-        if va >> table.shift_of(t.levels + 1):
-            raise ValueError(f"{va:#x} is beyond the address space")
-        status = mmu.access(&self.c, &space.c, va, write)
+    def access(self, AddressSpace space, uint64_t va, bint write=False, now=None):
+        """One access: (OK, 0), or (GUEST_FAULT | SLAT_FAULT, the page that is missing).
+
+        `now` is the cycle at which it begins: a miss then waits for a free walker.
+        """
+        cdef int status = self._access(space, va, write, now)
         return status, self.c.fault if status != mmu.OK else 0
+
+    def translate(self, AddressSpace space, uint64_t va, bint write=False):
+        """One access: (OK, its host-physical address), or a fault and the page, as `access`."""
+        cdef int status
+        if not self.c.targets:
+            raise ValueError("translate needs an Mmu with targets")
+        status = self._access(space, va, write, None)
+        if status != mmu.OK:
+            return status, self.c.fault
+        return status, self.c.hpa + (va & ((<uint64_t>1 << self.c.shift) - 1))
+
+    cdef int _access(self, AddressSpace space, uint64_t va, bint write, now) except -1:
+        cdef table.Table *t = space.c.guest if space.c.guest != NULL else space.c.host
+        cdef uint64_t at = mmu.NOWHERE if now is None else now
+        if va >= table.reach_of(t):
+            raise ValueError(f"{va:#x} is beyond the address space")
+        return mmu.access(&self.c, &space.c, va, write, at)
 
     @property
     def reach(self):
@@ -378,25 +480,31 @@ cdef class Mmu:
         return ((<uint64_t>1 << 32) - 1) * sets * 64
 
     def counters(self):
-        """What docs/translation.md counts, since the MMU was made."""
-        cdef dict counts = self.c.count
+        """What docs/translation.md counts, for the accesses made by `access` and `translate`."""
+        cdef dict counts = self.c.own
         return counts
 
     def flush_all(self):
         """Drop TLBs, walk caches and nested TLB."""
-        mmu.flush_all(&self.c)
+        flush.flush_all(&self.c)
 
-    def flush_guest(self):
-        """Drop what a change of a SLAT entry invalidates on x86: everything of the guest."""
-        mmu.flush_all(&self.c)
+    def flush_guest(self, int vpid=0):
+        """Drop all of one guest: what a change of a SLAT entry invalidates on x86."""
+        flush.flush_guest(&self.c, vpid)
 
-    def flush_asid(self, uint64_t asid):
+    def flush_asid(self, int asid, int vpid=0):
         """Drop the TLB and guest walk cache entries of one address space."""
-        mmu.flush_range(&self.c, asid, 0, <uint64_t>1 << 63)
+        flush.flush_range(&self.c, tag_of(vpid, asid), 0, <uint64_t>1 << 63)
 
-    def flush_range(self, uint64_t asid, uint64_t va, uint64_t length):
+    def flush_range(self, int asid, uint64_t va, uint64_t length, int vpid=0):
         """Drop TLB entries that overlap the range, and walk-cache entries of the space."""
-        mmu.flush_range(&self.c, asid, va, va + length)
+        flush.flush_range(&self.c, tag_of(vpid, asid), va, va + length)
+
+    def flush_gpa(self, uint64_t gpa, uint64_t length, int vpid=0):
+        """Drop what depends on the SLAT's entries for a range of one guest's memory."""
+        if not self.c.targets:
+            raise ValueError("flush_gpa needs an Mmu with targets")
+        flush.flush_gpa(&self.c, vpid, gpa, gpa + length)
 
     def record_loads(self, int room=4096):
         """From now on keep the hPA of up to `room` walk loads, for `recorded_loads`."""
@@ -411,17 +519,17 @@ cdef class Mmu:
 
 
 cdef int check_level(level) except -1:
-    if not 2 <= level <= mmu.MAX_LEVEL:
-        raise ValueError(f"walk cache level (={level}) must be in [2, {mmu.MAX_LEVEL}]")
+    if not 2 <= level <= table.MAX_LEVEL:
+        raise ValueError(f"walk cache level (={level}) must be in [2, {table.MAX_LEVEL}]")
     return level
 
 
 cdef int set_up_part(cache.Assoc *a, part, int values) except -1:
-    policies = {"lru": cache.LRU, "plru": cache.PLRU}
+    policies = {"lru": cache.LRU, "fifo": cache.FIFO, "plru": cache.PLRU, "random": cache.RANDOM}
     if part.entries == 0:
         return 0
     if part.policy not in policies:
-        raise ValueError(f"{part} must replace by lru or plru")
+        raise ValueError(f"{part} must replace by one of {", ".join(policies)}")
     most = 64 if part.policy == "plru" else 4096  # a tree's bits fit in one word
     if part.entries < 0 or part.ways < 1 or part.ways > most or part.entries % part.ways:
         raise ValueError(f"{part} must have entries that are a multiple of its 1 to {most} ways")
@@ -430,7 +538,7 @@ cdef int set_up_part(cache.Assoc *a, part, int values) except -1:
     return 0
 
 
-cdef int set_up_tlb(mmu.Tlb *t, arrays) except -1:
+cdef int set_up_tlb(mmu.Mmu *m, mmu.Tlb *t, arrays) except -1:
     cdef cache.Assoc *a
     for array in arrays:
         if array.entries == 0:
@@ -438,11 +546,13 @@ cdef int set_up_tlb(mmu.Tlb *t, arrays) except -1:
         if t.n_arrays == 8:
             raise ValueError("a TLB has at most 8 arrays")
         a = &t.array[t.n_arrays]
-        set_up_part(a, array, 0)
+        set_up_part(a, array, 2 if m.targets else 0)
         t.n_arrays += 1
         for order in array.orders:
-            if order not in (0, 1, 2) or t.banks[order] == 2:
-                raise ValueError(f"{array} must hold orders 0 to 2, each in at most two arrays")
+            if not 0 <= order < mmu.N_SIZES or t.banks[order] == 2:
+                raise ValueError(f"{array} must hold sizes by their number in ENTRY_SHIFTS, each "
+                                 "in at most two arrays")
+            m.contiguous = m.contiguous or order == mmu.SIZE_OF_SHIFT[16]
             if t.banks[order] == 1 and (t.arrays[order][0].sets != a.sets
                                         or t.arrays[order][0].ways != a.ways):
                 raise ValueError(f"{array} must have the shape of the other bank")
@@ -451,10 +561,10 @@ cdef int set_up_tlb(mmu.Tlb *t, arrays) except -1:
     return 0
 
 
-cdef int set_up_lines(cache.LineCache *lines, shape) except -1:
+cdef int set_up_lines(lines.LineCache *c, shape) except -1:
     if shape.bytes < 0 or shape.ways < 1 or shape.ways > 64:
         raise ValueError(f"{shape} must have 1 to 64 ways")
-    if cache.lines_init(lines, shape.bytes, shape.ways) != 0:
+    if lines.lines_init(c, shape.bytes, shape.ways) != 0:
         raise MemoryError()
     return 0
 

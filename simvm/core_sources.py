@@ -10,7 +10,8 @@ from pathlib import Path
 
 def sources(package: Path) -> list[Path]:
     """The sources of the core under the folder `package`, by name; empty if none are there."""
-    found = [*package.glob("_core.pyx"), *package.glob("_core.pxd"), *package.glob("core/*.px[di]")]
+    found = [*package.glob("_core.pyx"), *package.glob("_core.pxd"), *package.glob("core/*.px[di]"),
+             *package.glob("core/*.h")]
     return sorted(found, key=lambda path: path.relative_to(package).as_posix())
 
 

@@ -365,7 +365,7 @@ STORMS: dict[str, dict[str, Any]] = {
 
 
 def storm(**host: Any) -> Scenario:
-    """More vCPUs than cores, more memory than there is, guests that free and start again."""
+    """More vCPUs than cores, more memory than there is, guests that free and use again."""
     work = small.phase(allocate=48 * MIB, accesses=6_000, threads=2, cycles_per_access=2_000)
     again = small.phase(
         region="tmp", allocate=8 * MIB, accesses=1_500, free="all", task="side", repeat=3,
@@ -377,7 +377,7 @@ def storm(**host: Any) -> Scenario:
                               channel={"kind": "passthrough"}),
             "box": small.container(work, again, vcpus=3, memory=128 * MIB),
         },
-        host={"cores": 3, "memory": 128 * MIB, "swap": {"device": "nvme", "size": 512 * MIB},
+        host={"cores": 5, "memory": 96 * MIB, "swap": {"device": "nvme", "size": 512 * MIB},
               **host},
     )  # fmt: skip
 
@@ -385,9 +385,10 @@ def storm(**host: Any) -> Scenario:
 @pytest.mark.parametrize("kind", STORMS)
 def test_no_translation_is_stale(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
-    small.simulate(storm(**STORMS[kind]))
-    assert watch.moves > 10
-    assert watch.looked > 1_000
+    made = small.simulate(storm(**STORMS[kind]))
+    assert small.summary_of(made)["host"]["totals"]["swap_ins"] > 500
+    assert watch.moves > 30
+    assert watch.looked > 20_000
     assert watch.stale == 0
 
 

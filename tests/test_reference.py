@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from programs import (
+from spaces import (
     GUEST_DATA,
     HOST_TABLES,
     KIB4,

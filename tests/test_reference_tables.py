@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from programs import GIB1, KIB4, MIB2, native_space
+from spaces import GIB1, KIB4, MIB2, native_space
 
 from simvm.hardware.geometry import MmuGeometry
 from simvm.reference import BumpAllocator, Leaf, Mmu, PageTable

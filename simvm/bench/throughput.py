@@ -113,7 +113,7 @@ class _Runner:
         self._run_s: list[float] = []
         self._read_s: list[float] = []
         self._once()
-        self._before = self._vcpu.mmu.counters()
+        self._before = self._vcpu.counters()
 
     def _once(self) -> float:
         self._stream.feed(self._accesses)
@@ -130,7 +130,7 @@ class _Runner:
 
     def result(self) -> dict[str, Any]:
         """The medians."""
-        after = self._vcpu.mmu.counters()
+        after = self._vcpu.counters()
         done = after["accesses"] - self._before["accesses"]
         count = len(self._accesses)
         speed, read = (round(count / median(s)) for s in (self._run_s, self._read_s))

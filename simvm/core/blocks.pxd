@@ -119,6 +119,16 @@ cdef inline uint64_t alloc_2m(Blocks *b) noexcept nogil:
     return b.base + (<uint64_t>i << 21)
 
 
+cdef inline void break_open(Blocks *b, uint32_t i, int mobility) noexcept nogil:
+    """Turn a free block into 512 free pages."""
+    cdef int w
+    take_whole(b, i, BLOCK_BROKEN_MOVABLE + mobility)
+    b.free_in[i] = 512
+    for w in range(8):
+        b.used[<uint64_t>i * 8 + w] = 0
+    block_link(b, 1 + mobility, i)
+
+
 cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     """Address of a free page, or NO_PAGE; breaks a block, or mixes mobilities, if it must."""
     cdef uint32_t i = b.head[1 + mobility]
@@ -128,11 +138,7 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     if i == NIL:
         i = b.head[0]
         if i != NIL:
-            take_whole(b, i, BLOCK_BROKEN_MOVABLE + mobility)
-            b.free_in[i] = 512
-            for w in range(8):
-                b.used[<uint64_t>i * 8 + w] = 0
-            block_link(b, 1 + mobility, i)
+            break_open(b, i, mobility)
         else:
             i = b.head[2 - mobility]
             if i == NIL:
@@ -149,6 +155,56 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
         block_unlink(b, b.state[i], i)
     w = w * 64 + count_trailing_zeros(free_bits)
     return b.base + (<uint64_t>i << 21) + (<uint64_t>w << 12)
+
+
+cdef inline uint64_t alloc_run(Blocks *b, int pages) noexcept nogil:
+    """Address of `pages` free pages in a row, a power of two up to 512, aligned; or NO_PAGE.
+
+    Unmovable. Takes them from a block that is broken already, else from a whole one.
+    """
+    cdef uint64_t run = (<uint64_t>1 << (min(pages, 64) - 1) << 1) - 1
+    cdef uint32_t i = b.head[1 + UNMOVABLE]
+    cdef int at
+    while i != NIL:
+        at = 0
+        while at < 512:
+            if run_is_free(b.used + <uint64_t>i * 8, at, pages, run):
+                return take_run(b, i, at, pages, run)
+            at += pages
+        i = b.next[i]
+    i = b.head[0]
+    if i == NIL:
+        return NO_PAGE
+    break_open(b, i, UNMOVABLE)
+    return take_run(b, i, 0, pages, run)
+
+
+cdef inline bint run_is_free(const uint64_t *words, int at, int pages, uint64_t run) noexcept nogil:
+    cdef int w
+    for w in range(at >> 6, ((at + pages - 1) >> 6) + 1):
+        if words[w] & (run << (at & 63)):
+            return False
+    return True
+
+
+cdef inline uint64_t take_run(Blocks *b, uint32_t i, int at, int pages,
+                              uint64_t run) noexcept nogil:
+    cdef int w
+    for w in range(at >> 6, ((at + pages - 1) >> 6) + 1):
+        b.used[<uint64_t>i * 8 + w] |= run << (at & 63)
+    b.free_in[i] -= pages
+    b.free_pages -= pages
+    if b.free_in[i] == 0:
+        block_unlink(b, b.state[i], i)
+    return b.base + (<uint64_t>i << 21) + (<uint64_t>at << 12)
+
+
+cdef inline int free_run(Blocks *b, uint64_t address, int pages) noexcept nogil:
+    """Give pages in a row back; -1 when one of them is not in use."""
+    cdef int i, status = 0
+    for i in range(pages):
+        status |= free_4k(b, address + <uint64_t>i * 4096)
+    return status
 
 
 cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:

@@ -8,8 +8,8 @@ from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_
                                 free_2m,
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
-from simvm.core.table cimport (ACCESSED, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_entry, find_entry, find_leaf, index_at, is_child, prune_up,
+from simvm.core.table cimport (LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
+                               clear_accessed, clear_entry, find_entry, find_leaf, index_in, is_child, prune_up,
                                span_of, table_split, withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
@@ -70,12 +70,12 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
         old = entry[0]
         if old & LEAF and (base < start or base + span > end):
             if not b.from_pool:
-                if table_split(b.table, node, index_at(at, level)) != 0:
+                if table_split(b.table, node, index_in(b.table, at, level)) != 0:
                     return -1
                 z.splits += 1
                 continue
         elif old != 0:
-            clear_entry(b.table, node, index_at(at, level))
+            clear_entry(b.table, node, index_in(b.table, at, level))
             if old & SWAPPED:
                 slots[z.slots] = old >> 12
                 z.slots += 1
@@ -91,12 +91,7 @@ cdef inline bint test_and_clear_accessed(Table *t, uint64_t address) noexcept no
     cdef Node *at = NULL
     cdef int order = 0
     cdef uint64_t *entry = find_leaf(t, address, &at, &order)
-    cdef bint before
-    if entry == NULL:
-        return False
-    before = (entry[0] & ACCESSED) != 0
-    entry[0] &= ~<uint64_t>ACCESSED
-    return before
+    return entry != NULL and clear_accessed(t, at, entry - at.entry)
 
 
 cdef inline int swap_out(Host *h, Table *t, uint32_t folio, uint64_t slot) noexcept nogil:
@@ -114,9 +109,9 @@ cdef inline int swap_out(Host *h, Table *t, uint32_t folio, uint64_t slot) noexc
         t.leaves[0] -= 1
         t.swapped += 1
         return 0
-    if table_split(t, at, index_at(address, 2)) != 0:
+    if table_split(t, at, index_in(t, address, 2)) != 0:
         return -1
-    at = child_of(at.entry[index_at(address, 2)])
+    at = child_of(at.entry[index_in(t, address, 2)])
     for i in range(512):
         at.entry[i] = ((slot + i) << 12) | SWAPPED
     t.leaves[0] -= 512
@@ -135,7 +130,7 @@ cdef inline int split_folio(Host *h, Table *t, uint32_t folio, int which) noexce
     cdef uint64_t *entry = find_leaf(t, address, &at, &order)
     if entry == NULL or order != 1 or entry[0] & TARGET != frame:
         return -1
-    if table_split(t, at, index_at(address, 2)) != 0:
+    if table_split(t, at, index_in(t, address, 2)) != 0:
         return -1
     folio_remove(&h.folios, folio)
     break_2m(&h.frames, frame)
@@ -195,7 +190,7 @@ cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest,
     cdef uint64_t pages = 0, address
     cdef uint32_t block
     cdef int i
-    for i in range(512):
+    for i in range(node.entries):
         if node.entry[i] == 0 or node.entry[i] & SWAPPED:
             continue
         address = base + (<uint64_t>i << (3 + 9 * node.level))
@@ -255,7 +250,7 @@ cdef inline bint claim_below(const Node *node, uint64_t *claimed) noexcept nogil
     cdef int i
     if node.mirror != NO_PAGE:
         alone = claim_pages(claimed, node.mirror, 1) and alone
-    for i in range(512):
+    for i in range(node.entries):
         if is_child(node.entry[i]):
             alone = claim_below(child_of(node.entry[i]), claimed) and alone
         elif node.entry[i] & LEAF:

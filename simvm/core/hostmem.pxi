@@ -165,6 +165,8 @@ cdef class Backing:
                   deposits=True, from_pool=False):
         if owner in host.backings or not 0 <= owner < 1 << 23:
             raise ValueError(f"owner (={owner}) must be new and below 2^23")
+        if page_table.c.granule != 12:
+            raise ValueError("host memory is backed in the 4 KiB granule")
         self.host = host
         self.page_table = page_table
         self.c.table = &page_table.c
@@ -221,7 +223,7 @@ cdef class Backing:
 
     def destroy(self):
         """Give everything back: data, tables, deposits. Returns freed swap slots."""
-        slots = self.zap(0, <uint64_t>1 << table.shift_of(self.c.table.levels + 1))[2]
+        slots = self.zap(0, table.reach_of(self.c.table))[2]
         self.page_table.destroy()
         del self.host.backings[self.c.owner]
         return slots

@@ -49,7 +49,7 @@ cdef class Region:
             span = table.span_of(level - 1)
             if entry[0] & table.LEAF:
                 target, order = entry[0] & table.TARGET, level - 1
-                table.clear_entry(&guest.c, node, table.index_at(at, level))
+                table.clear_entry(&guest.c, node, entry - node.entry)
                 table.prune_up(&guest.c, node)
                 if order == 0:
                     blocks.free_4k(memory.c, target)
@@ -253,6 +253,20 @@ cdef class Vcpu:
         self.mmu = mmu
         self.c.mmu = &mmu.c
 
+    def attach(self, Mmu mmu):
+        """Go on with another MMU, that of the host core that the vCPU is on now."""
+        self.mmu = mmu
+        self.c.mmu = &mmu.c
+
+    def set_untagged(self, bint untagged):
+        """Whether each exit to the host empties the MMU, as without VPIDs."""
+        self.c.untagged = untagged
+
+    def counters(self):
+        """What docs/translation.md counts, for this vCPU's accesses, on whatever MMU."""
+        cdef dict counts = self.c.count
+        return counts
+
     def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib):
         """Service of a host fault by order, of a guest fault, and of zeroing in the guest."""
         self.c.fault_ns = fault_ns
@@ -276,9 +290,11 @@ cdef class Vcpu:
         cdef int status
         if source.c.bytes > region.c.bytes:
             raise ValueError("the stream reaches beyond the region")
+        if space.c.guest != NULL and space.c.guest.granule != 12:
+            raise ValueError("a vCPU runs in the 4 KiB granule")
         self.c.train_left, self.c.service_left = train, service
         with nogil:
-            status = vcpu.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c,
+            status = run.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c,
                               budget, deadline)
         return status
 

@@ -19,7 +19,7 @@ cdef enum:
     TRACE = 6
 
 cdef enum:
-    AHEAD = 64
+    AHEAD = 512
 
 cdef struct AliasSlot:
     uint32_t threshold   # of 2^32: below it the slot itself, else its alias
@@ -124,7 +124,7 @@ cdef inline void look_ahead(Stream *s) noexcept nogil:
     cdef int i
     s.at = 0
     if s.kind == TRACE:
-        s.n = <int>min(AHEAD, s.trace_length - s.position)
+        s.n = <int>min(<uint64_t>1 << 20, s.trace_length - s.position)
         s.next = s.trace + s.position
         s.position += s.n
         s.made += s.n

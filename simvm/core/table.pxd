@@ -1,9 +1,11 @@
-# A radix page table as the processor sees it: 512 entries a page, leaves at levels 1-3.
+# A radix page table as the processor sees it: leaves at levels 1 to 3.
 #
-# Table pages have addresses of their own, taken from the allocator of the memory they
-# lie in: host RAM for SLAT and native tables, guest memory for a guest's tables. A host
-# table can be mirrored: the VMM process maps the same memory, with tables of the same
-# shape, so each SLAT page is accompanied by one host page-table page.
+# A table page of granule 2^g has 2^(g-3) entries; the root may be several pages in a row
+# (concatenated tables, the 16 KiB root of Sv39x4). Table pages have addresses of their own,
+# taken from the allocator of the memory they lie in: host RAM for SLAT and native tables,
+# guest memory for a guest's tables. A host table can be mirrored: the VMM process maps the
+# same memory, with tables of the same shape, so each SLAT page is accompanied by one host
+# page-table page.
 #
 # An entry: 0 (nothing); a child (node pointer | PRESENT); a leaf (target address |
 # PRESENT | LEAF | A | D); or a swapped page (slot << 12 | SWAPPED, level 1 only).
@@ -11,10 +13,9 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
-from simvm.core.blocks cimport NO_PAGE, UNMOVABLE, Blocks, alloc_4k, free_4k
-
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
+from simvm.core.blocks cimport (NO_PAGE, UNMOVABLE, Blocks, alloc_4k, alloc_run, free_4k,
+                                free_run)
+from simvm.core.cache cimport aligned_alloc
 
 cdef enum:
     PRESENT = 1
@@ -28,6 +29,10 @@ cdef enum:
     MAP_OVERLAP = 1
     MAP_NO_MEMORY = 2
 
+cdef enum:
+    MAX_LEVEL = 5
+    GROUP = 16               # pages that the contiguous hint joins
+
 cdef extern from *:
     """
     #define SIMVM_TARGET (~(uint64_t)0xFFF)
@@ -36,19 +41,27 @@ cdef extern from *:
     const uint64_t TARGET "SIMVM_TARGET"     # a leaf's address, or a slot << 12
     const uint64_t POINTER "SIMVM_POINTER"   # a child node
 
+# 64 bytes, then the entries: in the root, as many as the root has.
 cdef struct Node:
-    uint64_t entry[512]
     uint64_t address     # of the table page, in the memory that the table lies in
     uint64_t mirror      # host address of the VMM's table page beside it, or NO_PAGE
     Node *parent
     uint64_t slot        # index in the parent
     int level
     int used             # entries that are not 0
+    int entries
+    int pages            # of 4 KiB, that it takes
+    uint64_t unused[2]
+    uint64_t entry[512]
 
 cdef struct Table:
     Node *root
+    int shift[6]             # by level: the lowest address bit of its index
+    uint64_t mask[6]         # by level: the bits of its index
     int levels
+    int granule              # log2 of a table page
     bint mirrored
+    bint contiguous          # sixteen pages in a row count as one of 64 KiB
     Blocks *memory
     uint64_t pages           # table pages, the root included
     uint64_t mirror_pages
@@ -59,16 +72,19 @@ cdef struct Table:
     uint64_t deposit_room
 
 
-cdef inline int shift_of(int level) noexcept nogil:
-    return 12 + 9 * (level - 1)
-
-
-cdef inline uint64_t index_at(uint64_t address, int level) noexcept nogil:
-    return (address >> shift_of(level)) & 511
-
+# Of the 4 KiB granule, the only one that hosts and guests are simulated with.
 
 cdef inline uint64_t span_of(int order) noexcept nogil:
     return <uint64_t>1 << (12 + 9 * order)
+
+
+cdef inline uint64_t index_in(const Table *t, uint64_t address, int level) noexcept nogil:
+    return (address >> t.shift[level]) & t.mask[level]
+
+
+cdef inline uint64_t reach_of(const Table *t) noexcept nogil:
+    """Addresses that the root's entries cover, from 0."""
+    return (t.mask[t.levels] + 1) << t.shift[t.levels]
 
 
 cdef inline Node *child_of(uint64_t entry) noexcept nogil:
@@ -79,48 +95,65 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
     """A zeroed table page; NULL when memory (simulated or real) is short."""
     cdef Node *node
     cdef uint64_t address, kept = NO_PAGE
+    cdef uint64_t entries = t.mask[level] + 1
+    cdef int pages = <int>max((entries * 8) >> 12, <uint64_t>1 << (t.granule - 12))
     # The split of a 2 MiB leaf uses the page-table page that was deposited for it.
     if level == 1 and t.n_deposits > 0 and parent.entry[slot] & LEAF:
         t.n_deposits -= 1
         kept = t.deposits[t.n_deposits]
-    address = kept if kept != NO_PAGE and not t.mirrored else alloc_4k(t.memory, UNMOVABLE)
+    if kept != NO_PAGE and not t.mirrored:
+        address = kept
+    elif pages == 1:
+        address = alloc_4k(t.memory, UNMOVABLE)
+    else:
+        address = alloc_run(t.memory, pages)
     if address == NO_PAGE:
         return NULL
-    node = <Node *>aligned_alloc(64, (sizeof(Node) + 63) // 64 * 64)
+    node = <Node *>aligned_alloc(64, 64 + (entries * 8 + 63) // 64 * 64)
     if node == NULL:
-        free_4k(t.memory, address)
+        free_run(t.memory, address, pages)
         return NULL
-    memset(node, 0, sizeof(Node))
+    memset(node, 0, 64 + entries * 8)
     node.address = address
     node.mirror = NO_PAGE
     node.parent = parent
     node.slot = slot
     node.level = level
+    node.entries = <int>entries
+    node.pages = pages
     if t.mirrored:
         node.mirror = kept if kept != NO_PAGE else alloc_4k(t.memory, UNMOVABLE)
         if node.mirror == NO_PAGE:
-            free_4k(t.memory, address)
+            free_run(t.memory, address, pages)
             free(node)
             return NULL
         t.mirror_pages += 1
-    t.pages += 1
+    t.pages += pages
     return node
 
 
 cdef inline void node_release(Table *t, Node *node) noexcept nogil:
-    free_4k(t.memory, node.address)
+    free_run(t.memory, node.address, node.pages)
     if node.mirror != NO_PAGE:
         free_4k(t.memory, node.mirror)
         t.mirror_pages -= 1
-    t.pages -= 1
+    t.pages -= node.pages
     free(node)
 
 
-cdef inline int table_init(Table *t, int levels, Blocks *memory, bint mirrored) noexcept nogil:
+cdef inline int table_init(Table *t, int levels, Blocks *memory, bint mirrored, int granule,
+                           int root_bits, bint contiguous) noexcept nogil:
+    cdef int level
     memset(t, 0, sizeof(Table))
     t.levels = levels
+    t.granule = granule
     t.memory = memory
     t.mirrored = mirrored
+    t.contiguous = contiguous
+    for level in range(1, levels + 1):
+        t.shift[level] = granule + (granule - 3) * (level - 1)
+        t.mask[level] = (<uint64_t>1 << (granule - 3)) - 1
+    t.mask[levels] = (<uint64_t>1 << root_bits) - 1
     t.root = node_new(t, levels, NULL, 0)
     return 0 if t.root != NULL else -1
 
@@ -132,7 +165,7 @@ cdef inline bint is_child(uint64_t entry) noexcept nogil:
 cdef inline void subtree_release(Table *t, Node *node) noexcept nogil:
     cdef int i
     if node.level > 1:
-        for i in range(512):
+        for i in range(node.entries):
             if is_child(node.entry[i]):
                 subtree_release(t, child_of(node.entry[i]))
     node_release(t, node)
@@ -157,7 +190,7 @@ cdef inline void table_destroy(Table *t, bint give_back) noexcept nogil:
 cdef inline void subtree_drop(Node *node) noexcept nogil:
     cdef int i
     if node.level > 1:
-        for i in range(512):
+        for i in range(node.entries):
             if is_child(node.entry[i]):
                 subtree_drop(child_of(node.entry[i]))
     free(node)
@@ -193,7 +226,7 @@ cdef inline uint64_t *find_entry(const Table *t, uint64_t address, Node **at,
     cdef Node *node = t.root
     cdef uint64_t *entry
     while True:
-        entry = &node.entry[index_at(address, node.level)]
+        entry = &node.entry[index_in(t, address, node.level)]
         if not is_child(entry[0]):
             at[0] = node
             level[0] = node.level
@@ -234,7 +267,7 @@ cdef inline Node *descend(Table *t, uint64_t address, int level, Node **made,
     cdef Node *child
     cdef uint64_t slot
     while node.level > level:
-        slot = index_at(address, node.level)
+        slot = index_in(t, address, node.level)
         if node.entry[slot] == 0:
             child = node_new(t, node.level - 1, node, slot)
             if child == NULL:
@@ -255,7 +288,7 @@ cdef inline bint empty_below(const Node *node) noexcept nogil:
         return True
     if node.level == 1:
         return False
-    for i in range(512):
+    for i in range(node.entries):
         if node.entry[i] & LEAF:
             return False
         if is_child(node.entry[i]) and not empty_below(child_of(node.entry[i])):
@@ -271,7 +304,7 @@ cdef inline int table_map(Table *t, uint64_t address, uint64_t target, int order
     node = descend(t, address, order + 1, made, n_made)
     if node == NULL:
         return MAP_NO_MEMORY
-    slot = index_at(address, node.level)
+    slot = index_in(t, address, node.level)
     if node.level != order + 1:
         return MAP_OVERLAP
     if node.entry[slot] != 0:
@@ -296,18 +329,61 @@ cdef inline void clear_entry(Table *t, Node *node, uint64_t slot) noexcept nogil
 
 
 cdef inline int table_split(Table *t, Node *node, uint64_t slot) noexcept nogil:
-    """Replace a large leaf by 512 smaller ones that inherit A and D."""
+    """Replace a large leaf by smaller ones, a table page full, that inherit A and D."""
     cdef uint64_t entry = node.entry[slot]
     cdef int order = node.level - 1
-    cdef uint64_t step = span_of(order - 1)
+    cdef uint64_t step = <uint64_t>1 << t.shift[order]
     cdef Node *child = node_new(t, order, node, slot)
     cdef int i
     if child == NULL:
         return -1
-    for i in range(512):
+    for i in range(child.entries):
         child.entry[i] = entry + i * step
-    child.used = 512
+    child.used = child.entries
     node.entry[slot] = <uint64_t>child | PRESENT
     t.leaves[order] -= 1
-    t.leaves[order - 1] += 512
+    t.leaves[order - 1] += child.entries
     return 0
+
+
+cdef inline int table_collapse(Table *t, Node *node, uint64_t target) noexcept nogil:
+    """Replace a table page full of leaves by one leaf with A and D of all; -1 if it is not."""
+    cdef uint64_t bits = PRESENT | LEAF
+    cdef Node *parent = node.parent
+    cdef int i
+    if parent == NULL or node.used < node.entries:
+        return -1
+    for i in range(node.entries):
+        if not node.entry[i] & LEAF:
+            return -1
+        bits |= node.entry[i] & (ACCESSED | DIRTY)
+    t.leaves[node.level - 1] -= node.entries
+    t.leaves[node.level] += 1
+    parent.entry[node.slot] = target | bits
+    node_release(t, node)
+    return 0
+
+
+cdef inline bint in_group(const Table *t, const Node *node, uint64_t slot) noexcept nogil:
+    """Whether the page at `slot` is one of sixteen in a row, mapped to sixteen in a row."""
+    cdef const uint64_t *group = node.entry + (slot & ~<uint64_t>(GROUP - 1))
+    cdef uint64_t first = group[0] & TARGET
+    cdef int i
+    if not t.contiguous or node.level != 1 or first & (GROUP * 4096 - 1):
+        return False
+    for i in range(GROUP):
+        if not group[i] & LEAF or group[i] & TARGET != first + i * 4096:
+            return False
+    return True
+
+
+cdef inline bint clear_accessed(Table *t, Node *node, uint64_t slot) noexcept nogil:
+    """Clear A of a leaf, or of all that one TLB entry may stand for; whether it was set."""
+    cdef uint64_t first = slot, last = slot, before = 0
+    if in_group(t, node, slot):
+        first = slot & ~<uint64_t>(GROUP - 1)
+        last = first + GROUP - 1
+    for slot in range(first, last + 1):
+        before |= node.entry[slot] & ACCESSED
+        node.entry[slot] &= ~<uint64_t>ACCESSED
+    return before != 0

@@ -1,4 +1,4 @@
-# One vCPU running a stream of accesses, and the faults that it can take without help.
+# A vCPU, and the faults that it can take without help; what it runs is in run.pxd.
 #
 # A first touch is served here: the guest's kernel finds a page and fills its table, the
 # host finds a frame and fills the SLAT. What takes time is only counted; the model
@@ -7,12 +7,11 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k)
-from simvm.core.cache cimport prefetch
 from simvm.core.folios cimport Folios, folio_id, folio_push
-from simvm.core.mmu cimport GUEST_FAULT, OK, Mmu, Space, access
-from simvm.core.stream cimport Stream, stream_consume, stream_ready
-from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, SWAPPED, TARGET, Node, Table, child_of,
-                               deposit, find_entry, index_at, is_child, span_of, table_map)
+from simvm.core.flush cimport flush_all
+from simvm.core.mmu cimport OK, Counters, Mmu, Space
+from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, SWAPPED, Node, Table, deposit, find_entry,
+                               span_of, table_map)
 
 cdef enum:
     RUN_BUDGET = 0           # all accesses done
@@ -24,10 +23,6 @@ cdef enum:
     RUN_NO_MEMORY = 6        # the host must reclaim first
     RUN_POOL_EMPTY = 7       # no page left in the hugetlb pool
     RUN_GUEST_NO_MEMORY = 8  # the guest has no free page of the size it must have
-
-cdef enum:
-    FAR = 16                 # accesses ahead to fetch a first-dimension entry
-    NEAR = 8                 # ... and the host entry that it leads to
 
 cdef enum:
     TABLE_RESERVE = 16       # frames that one fault may need for tables
@@ -68,7 +63,9 @@ cdef struct Work:
     bint zero
 
 cdef struct Vcpu:
-    Mmu *mmu
+    Mmu *mmu                 # of the host core that it is on
+    Counters count
+    bint untagged            # entries have no VPID: an exit to the host leaves none
     Work work[12]            # memory that the guest's kernel is about to write
     int n_work
     # set by the caller before each run
@@ -142,6 +139,8 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
         i = folio_id(&h.folios, frame, order)
         h.folios.owner[i] = (b.owner << 40) | ((address & ~(span_of(order) - 1)) >> 12)
         folio_push(&h.folios, h.new_list, i)
+    if v.untagged:
+        flush_all(v.mmu)
     v.slat_faults[order] += 1
     v.train_left -= 1
     spend(v, v.fault_ns[order])
@@ -218,84 +217,3 @@ cdef inline bint thp_fits(Table *guest, Region *region, uint64_t va) noexcept no
         return False
     find_entry(guest, va, &at, &level)
     return level >= 2
-
-
-cdef inline void fetch_ahead(Space *s, Region *region, Stream *stream) noexcept nogil:
-    """Fetch what later accesses will need of the simulator's own memory, from afar.
-
-    Two steps: the guest's entry (or the native one) far ahead, then, when that has come,
-    the host's entry that it leads to.
-    """
-    cdef uint64_t va, entry
-    cdef Table *first = s.guest if s.guest != NULL else s.host
-    if stream.at + FAR < stream.n:
-        va = stream.next[stream.at + FAR] >> 1
-        prefetch(&region.touched[va >> 18])
-        prefetch(entry_ahead(first, region.base + va))
-    if s.guest != NULL and stream.at + NEAR < stream.n:
-        va = region.base + (stream.next[stream.at + NEAR] >> 1)
-        entry = entry_ahead(first, va)[0]
-        if entry & LEAF:
-            prefetch(entry_ahead(s.host, (entry & TARGET) + (va & 0x1FFFFF)))
-
-
-cdef inline uint64_t *entry_ahead(const Table *t, uint64_t address) noexcept nogil:
-    """The lowest entry on the way to `address`."""
-    cdef Node *node = t.root
-    cdef uint64_t *entry
-    while True:
-        entry = &node.entry[index_at(address, node.level)]
-        if node.level == 1 or not is_child(entry[0]):
-            return entry
-        node = child_of(entry[0])
-
-
-cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *region, Stream *stream,
-                    uint64_t budget, uint64_t deadline) noexcept nogil:
-    """Run until `budget` accesses are done or `deadline` cycles are used, or for a reason."""
-    cdef Mmu *m = v.mmu
-    cdef uint64_t start = m.count.penalty_cycles + m.count.walk_cycles + m.count.faulted_cycles
-    cdef uint64_t raw = v.raw_cycles
-    cdef uint64_t before = (raw * v.exposed) >> 16
-    cdef uint64_t done = 0, next_access, page, bit
-    cdef uint64_t *word
-    cdef int status = RUN_BUDGET
-    while done < budget:
-        if v.n_work:
-            status = do_work(v, s, b, region)
-            if status != OK:
-                break
-        if b.host.frames.free_pages < b.host.wake_below:
-            status = RUN_PRESSURE
-            break
-        if done * v.cycles_per_access + ((v.raw_cycles * v.exposed) >> 16) - before >= deadline:
-            status = RUN_DEADLINE
-            break
-        if not stream_ready(stream):
-            status = RUN_STREAM_END
-            break
-        next_access = stream.next[stream.at]
-        fetch_ahead(s, region, stream)
-        status = access(m, s, region.base + (next_access >> 1), next_access & 1)
-        v.raw_cycles = raw - start + (
-            m.count.penalty_cycles + m.count.walk_cycles + m.count.faulted_cycles)
-        if status != OK:
-            if status == GUEST_FAULT:
-                status = guest_fault(v, s, memory, region, region.base + (next_access >> 1))
-            else:
-                status = back(v, s, b, region, m.fault)
-            if status != OK:
-                break
-            status = RUN_BUDGET
-            continue
-        status = RUN_BUDGET
-        done += 1
-        stream_consume(stream)
-        page = next_access >> 13
-        word = &region.touched[page >> 6]
-        bit = <uint64_t>1 << (page & 63)
-        if not word[0] & bit:
-            word[0] |= bit
-            region.n_touched += 1
-    v.done += done
-    return status

@@ -32,9 +32,9 @@ def hit_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row
         else:
             stream = core.Stream.uniform(bits, pages * PAGE)
         machine.run(vcpu, stream, _WARMUP_PER_ENTRY * entries)
-        before = vcpu.mmu.counters()
+        before = vcpu.counters()
         machine.run(vcpu, stream, sized(full, _ACCESSES))
-        after = vcpu.mmu.counters()
+        after = vcpu.counters()
         hits = (after["l1_hits"] - before["l1_hits"]) / (after["accesses"] - before["accesses"])
         pattern = f"zipf {exponent:g}" if exponent else "uniform"
         target = f"LRU hit ratio, {pattern}, {pages} pages, {entries} entries"
