@@ -7,6 +7,7 @@
 #   make test-install  the source distribution, installed and used from elsewhere
 #   make lint        ruff, mypy (strict), cython-lint
 #   make bench       throughput and memory of the simulator
+#   make bench-instructions  instructions of the core per access, against those on record
 #   make docs        docs/_build/html, warnings as errors
 #   make build       the compiled core, beside its sources
 #   make clean       remove what was built (not .venv, not runs)
@@ -18,21 +19,21 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 DEBUG_TREE := build/debug
 INSTALL_TREE := build/install
 
-.PHONY: demo test test-long test-debug test-install lint bench docs build clean
+.PHONY: demo test test-long test-debug test-install lint bench bench-instructions docs build clean
 .DELETE_ON_ERROR:
 
 demo: build
 	$(PY) -m simvm scenario scenarios/passthrough.toml --out runs/passthrough
 
-test: build $(VENV)/.test
+test: build $(VENV)/.test $(VENV)/.bench
 	$(PY) -m pytest --cov
 
-test-long: build $(VENV)/.test
+test-long: build $(VENV)/.test $(VENV)/.bench
 	SIMVM_LONG=1 $(PY) -m pytest
 
 # A copy of the tree holds the debug core, so that the release core stays what it is. Compiled
 # files survive from one copy to the next. PYTHONPATH leads the commands that tests start there.
-test-debug: $(VENV)/.test
+test-debug: $(VENV)/.test $(VENV)/.bench
 	mkdir -p $(DEBUG_TREE)
 	find $(DEBUG_TREE) -type f -not -path '$(DEBUG_TREE)/build/*' -delete
 	tar -cf - --exclude='*.so' --exclude=__pycache__ --exclude=docs/_build \
@@ -57,8 +58,13 @@ lint: $(VENV)/.lint
 	$(PY) -m mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint simvm/_core.pyx simvm/core
 
-bench: build
+bench: build $(VENV)/.bench
 	$(PY) -m simvm bench
+
+# With another compiler than the record's, counts are shown and nothing is compared.
+bench-instructions: build
+	@if command -v valgrind >/dev/null; then $(PY) benchmarks/instructions.py; \
+	    else echo "bench-instructions: skipped, valgrind is not installed"; fi
 
 docs: $(VENV)/.docs
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -87,6 +93,12 @@ endef
 $(VENV)/.package: pyproject.toml setup.py | $(VENV)/.python
 	$(call install_requirements,build-system requires)
 	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+# What `simvm bench` compares with may have no wheel for this machine: its tests are then skipped.
+$(VENV)/.bench: $(VENV)/.package
+	$(call install_requirements,project optional-dependencies bench) || \
+	    echo "the peers of simvm bench cannot be installed here: not measured, not tested"
 	@touch $@
 
 $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.package

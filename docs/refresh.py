@@ -1,7 +1,7 @@
 """Puts real numbers, tables and pictures into README.md and the pages of docs/.
 
     python -m docs.refresh              run the three scenarios, then rewrite everything
-    python -m docs.refresh --tables     the reference tables alone, without a simulation
+    python -m docs.refresh --tables     the tables alone, without the scenarios
 
 A block that this program owns stands between ``<!-- begin NAME -->`` and
 ``<!-- end NAME -->``. tests/test_docs.py and tests/test_scenarios.py render the same blocks
@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from simvm import validation
 from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
 from simvm.report.labels import METRICS
 from simvm.results import Timeline, read_json
@@ -334,6 +335,32 @@ def key_tables() -> str:
     return "\n".join(parts)
 
 
+def check_table() -> str:
+    """What `simvm validate` compares, and with what."""
+    rows = [
+        (f"`{name}`", check["about"], check["source"])
+        for name, check in validation.published().items()
+    ]
+    return _table(("check", "compares", "with"), rows)
+
+
+def walk_cache_table() -> str:
+    """Loads per walk with walk caches on: the rows of `simvm validate`, and their notes."""
+    found = validation.run(["walk_caches"])
+    notes = list(dict.fromkeys(row["note"] for row in found))
+    rows = [
+        (
+            row["target"].removeprefix("loads per walk, "), f"{row['published']}",
+            f"{row['simulated']:.2f}", f"{row['error']:+.0%}", "yes" if row["within"] else "no",
+            f"{notes.index(row['note']) + 1}",
+        )
+        for row in found
+    ]  # fmt: skip
+    heads = ("loads per walk", "published", "simulated", "error", "within 10 %", "note")
+    listed = "".join(f"{number}. {note}.\n" for number, note in enumerate(notes, 1))
+    return f"{_table(heads, rows)}\n{listed}"
+
+
 MEANINGS = {
     "Meta.name": "Also the run directory: `runs/NAME`.",
     "Meta.question": "What the scenario is there to answer; shown in the report.",
@@ -375,8 +402,11 @@ MEANINGS = {
 }
 """Of keys whose model says nothing, or what only makes sense inside the code."""
 
-FILLED = {"Phase.name": "`region`", "GuestClass.memory_max": "`memory`"}
-"""Defaults that depend on another key."""
+FILLED = {
+    "Phase.name": "`region`", "GuestClass.memory_max": "`memory`",
+    "Host.table_levels": "the CPU's", "GuestClass.table_levels": "the CPU's",
+}  # fmt: skip
+"""Defaults that depend on another key, or on the CPU."""
 
 
 def _keys(title: str, definition: dict[str, Any]) -> str:
@@ -457,7 +487,13 @@ def reference_blocks() -> dict[tuple[str, str], str]:
         ("docs/scenario.md", "keys"): key_tables(),
         ("docs/results.md", "columns"): column_tables(),
         ("docs/results.md", "headline"): headline_table(),
+        ("docs/validation.md", "checks"): check_table(),
     }
+
+
+def validated_blocks() -> dict[tuple[str, str], str]:
+    """By page and block, what some checks of `simvm validate` came to, in some seconds."""
+    return {("docs/validation.md", "walk caches"): walk_cache_table()}
 
 
 def measured_blocks(runs: Runs) -> dict[tuple[str, str], str]:
@@ -487,9 +523,9 @@ def copy_images(runs: Runs) -> None:
 def main() -> None:
     """The program."""
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--tables", action="store_true", help="run no simulation")
+    options.add_argument("--tables", action="store_true", help="run no scenario")
     tables_alone = options.parse_args().tables
-    write_blocks(reference_blocks())
+    write_blocks(reference_blocks() | validated_blocks())
     if tables_alone:
         return
     with tempfile.TemporaryDirectory() as directory:

@@ -126,10 +126,11 @@ cdef class BlockAllocator:
             if blocks.free_4k(self.c, addresses[i]) != 0:
                 raise ValueError(f"page {addresses[i]:#x} is not in use")
 
-    def allocate_run(self, int pages):
-        """Address of `pages` pages in a row, aligned to their size. MemoryError when there is none."""
+    def allocate_run(self, int pages, movable=True):
+        """Address of pages in a row, aligned to their size. MemoryError when there is none."""
         check_run(pages)
-        return self._given(blocks.alloc_run(self.c, pages))
+        return self._given(blocks.alloc_run(
+            self.c, pages, blocks.MOVABLE if movable else blocks.UNMOVABLE))
 
     def free_run(self, uint64_t address, int pages):
         """Give pages in a row back. ValueError when one of them is not in use."""

@@ -165,6 +165,11 @@ def _add_hardware(verbs: Any) -> None:
     shown = _verb(below, "show", _hardware_show, "every figure of a CPU with its source")
     _file(shown, "name", 'a CPU, the path of one, or "costs"')
     _format(shown)
+    cited = _verb(below, "cite", _hardware_cite, "where every figure is from, as BibTeX")
+    cited.add_argument(
+        "names", nargs="*", metavar="NAME", help='CPUs, paths, or "costs" (default: all of them)'
+    ).complete = shtab.FILE  # type: ignore[attr-defined]
+    _format(cited, "bibtex", "json")
 
 
 def _add_walk(verbs: Any) -> None:
@@ -190,7 +195,7 @@ def _add_validate(verbs: Any) -> None:
 
 def _add_bench(verbs: Any) -> None:
     made = _verb(verbs, "bench", _bench, "measure how fast the simulator is")
-    made.add_argument("--only", choices=("core", "memory"), help="this part alone")
+    made.add_argument("--only", choices=("core", "scale", "memory"), help="this part alone")
     made.add_argument(
         "--case", dest="cases", action="append", default=[], metavar="NAME",
         help="this case alone; repeatable",
@@ -451,31 +456,36 @@ def _facts(data: Mapping[str, Any]) -> RenderableType:
 def _hardware_list(args: argparse.Namespace) -> None:
     from simvm import hardware
 
-    cpus = [hardware.load_cpu(name) for name in hardware.names()]
-    data = [
-        {"name": cpu.name, "part": cpu.part, "style": cpu.geometry.style,
-         "frequency_khz": cpu.frequency_khz}
-        for cpu in cpus
-    ]  # fmt: skip
-    heads = ("name", "part", "style", "kHz")
-    _answer(args, data, lambda: _rows("", heads, [list(row.values()) for row in data]))
+    data = hardware.overview()
+    _answer(args, data, lambda: _rows("", hardware.HEADS, [hardware.row(cpu) for cpu in data]))
 
 
 def _hardware_show(args: argparse.Namespace) -> None:
     from simvm import hardware
 
     if args.name == "costs":
-        parameters = hardware.load_costs().parameters
+        title, parameters = "", hardware.load_costs().parameters
     else:
-        parameters = hardware.load_cpu(args.name).parameters
-    names = ("name", "value", "unit", "lo", "hi", "tag", "source", "why", "what")
+        cpu = hardware.load_cpu(args.name)
+        title, parameters = cpu.part, cpu.parameters
+    names = ("name", "value", "unit", "lo", "hi", "tag", "source", "why", "what", "cites")
     data = [{name: getattr(found, name) for name in names} for found in parameters.values()]
     heads = ("name", "value", "unit", "range", "tag", "source")
     rows = [
         (p.name, p.value, p.unit, "" if p.lo is None else f"{p.lo} to {p.hi}", p.tag, p.source)
         for p in parameters.values()
     ]
-    _answer(args, data, lambda: _rows("", heads, rows))
+    _answer(args, data, lambda: _rows(title, heads, rows))
+
+
+def _hardware_cite(args: argparse.Namespace) -> None:
+    from simvm import hardware
+
+    found = hardware.cite(args.names)
+    if args.format == "bibtex":
+        print(hardware.to_bibtex(found), end="")
+    else:
+        _answer(args, hardware.to_json(found), lambda: "")
 
 
 def _walk(args: argparse.Namespace) -> None:
@@ -505,9 +515,22 @@ def _validate(args: argparse.Namespace) -> None:
 
     with _steps(args) as progress:
         rows = validation.run(progress=progress)
+    _answer(args, {"rows": rows}, lambda: _validation_table(rows))
+
+
+def _validation_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """The rows, and below them the notes, each once."""
+    from rich.console import Group
+    from rich.text import Text
+
     heads = ("target", "class", "published", "simulated", "error", "tolerance", "measure", "within")
-    table = [[row[head] for head in heads] for row in rows]
-    _answer(args, {"rows": rows}, lambda: _rows("", heads, table))
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    table = [
+        [*(row[head] for head in heads), notes.index(row["note"]) + 1 if row["note"] else None]
+        for row in rows
+    ]
+    below = (Text(f"{number}: {note}") for number, note in enumerate(notes, 1))
+    return Group(_rows("", (*heads, "note"), table), *below)
 
 
 def _bench(args: argparse.Namespace) -> None:

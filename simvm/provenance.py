@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
 
 import simvm
@@ -49,13 +51,22 @@ def versions() -> dict[str, str | None]:
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory this process has had resident, in bytes; None where it is not told."""
+    """The most memory this process has had resident, in bytes; None where it is not told.
+
+    What Linux tells through `getrusage` begins with the memory of the process that started
+    this one, so it is asked for that of the program that runs now.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux and BSD: KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # BSD: KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,7 @@ def manifest(
     variant: str,
     watch: Stopwatch,
     accesses: int,
+    events: int,
     simulated_ns: int,
     partial: bool = False,
     exit_reason: str = "done",
@@ -92,6 +104,8 @@ def manifest(
         Started with the program, so that ``accesses_per_s`` covers all of it.
     accesses
         Accesses that all guests made.
+    events
+        Events of the simulation.
     partial, exit_reason
         Whether the run was cut short, and why it ended.
     """
@@ -115,6 +129,8 @@ def manifest(
             "seconds": round(wall, 3),
             "accesses": accesses,
             "accesses_per_s": round(accesses / wall) if wall > 0 else None,
+            "events": events,
+            "events_per_s": round(events / wall) if wall > 0 else None,
             "simulated_s_per_s": round(simulated_ns / 1e9 / wall, 6) if wall > 0 else None,
             "peak_rss_bytes": peak_rss_bytes(),
         },

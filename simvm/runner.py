@@ -129,8 +129,8 @@ def _run(
     summary = simulation.summary(code)
     manifest = provenance.manifest(
         scenario_digest=code, seed=scenario.scenario.seed, variant=variant, watch=watch,
-        accesses=simulation.accesses, simulated_ns=simulation.env.now,
-        partial=simulation.partial,
+        accesses=simulation.accesses, events=simulation.env.events,
+        simulated_ns=simulation.env.now, partial=simulation.partial,
         exit_reason="interrupted" if simulation.partial else "done",
     )  # fmt: skip
     if directory is not None:

@@ -213,6 +213,7 @@ def write_variant(
         variant, summary=summary, scenario_toml=toml,
         manifest=manifest(scenario_digest=digest(toml), seed=1, variant=variant,
                           watch=Stopwatch(), accesses=totals["accesses"],
+                          events=totals["accesses"] // 1000,
                           simulated_ns=steps * SAMPLE_NS, partial=partial,
                           exit_reason="interrupted" if partial else "done"),
     )

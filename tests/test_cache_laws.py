@@ -35,6 +35,32 @@ def test_uniform_hits_are_the_share_of_pages_held(entries: int) -> None:
     assert laws.lru_hits(laws.zipf(100, 0), entries) == pytest.approx(entries / 100)
 
 
+@pytest.mark.parametrize(
+    "row", validation.published()["replacement_laws"]["rows"], ids=lambda row: f"{row}"
+)
+def test_published_hit_ratios_without_recency_follow_from_the_law(row: dict[str, float]) -> None:
+    p = laws.zipf(int(row["pages"]), row["zipf"])
+    assert laws.fifo_hits(p, int(row["entries"])) == pytest.approx(row["hits"], abs=6e-5)
+
+
+def test_fifo_hits_solve_the_equation_for_the_characteristic_time() -> None:
+    p = laws.zipf(500, 0.9)
+    time = brentq(lambda t: (p * t / (1 + p * t)).sum() - 100, 1, 1e6, xtol=1e-9)
+    expected = float((p * (p * time / (1 + p * time))).sum())
+    assert laws.fifo_hits(p, 100) == pytest.approx(expected)
+    assert laws.fifo_hits(p, 100) < laws.lru_hits(p, 100)
+
+
+def test_hits_of_sets_are_those_of_caches_side_by_side() -> None:
+    p = np.array([0.4, 0.1, 0.2, 0.1, 0.1, 0.1])
+    even, odd = p[[0, 2, 4]] / 0.7, p[[1, 3, 5]] / 0.3
+    expected = 0.7 * laws.lru_hits(even, 1) + 0.3 * laws.lru_hits(odd, 1)
+    assert laws.set_lru_hits(p, 2, 1) == pytest.approx(expected)
+    assert laws.set_lru_hits(p, 1, 2) == pytest.approx(laws.lru_hits(p, 2))
+    assert laws.set_lru_hits(p, 2, 3) == pytest.approx(1)  # all are held
+    assert laws.set_lru_hits(laws.zipf(64, 0), 4, 2) == pytest.approx(8 / 64)
+
+
 def test_zipf_is_a_distribution_with_its_ratios() -> None:
     p = laws.zipf(1000, 0.8)
     assert p.sum() == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -193,17 +194,49 @@ def test_walk(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "walk", "--guest", "3GiB", "--host", "1GiB")[0] == 3
 
 
-def test_hardware(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hardware_list(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "hardware", "list", "--format", "json")
     assert code == 0
-    assert "zen4" in [cpu["name"] for cpu in json.loads(out)]
+    cpus = {cpu["name"]: cpu for cpu in json.loads(out)}
+    assert cpus["zen4"]["l2"] == ["4KiB 3072/8", "2MiB 3072/6", "1GiB 64/full"]
+    assert cpus["zen2"]["smash"]
+    assert cpus["neoverse_n1"]["host_levels"] == 3
+    code, out, _ = run(capsys, "hardware", "list")
+    assert code == 0
+    for text in (*cpus, "2.45", "4+3", "4K+2M+1G 16/full stores", "1G as 2M"):
+        assert text in out
+    assert "…" not in out
+
+
+def test_hardware_show(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("zen4", "costs"):
         code, out, _ = run(capsys, "hardware", "show", name, "--format", "json")
         assert code == 0
-        assert all(row["source"] and row["unit"] for row in json.loads(out))
+        assert all(row["source"] and row["unit"] and row["tag"] for row in json.loads(out))
         assert run(capsys, "hardware", "show", name)[0] == 0
-    assert run(capsys, "hardware", "list")[0] == 0
+    out = run(capsys, "hardware", "show", "zen2")[1]
+    assert re.search(r"l2\.2MiB\.policy +lru +choice +assumed", out)
+    assert re.search(r"smash +yes +choice +sec", out)
+    assert re.search(r"nested_tlb\.entries +16 +entries +0 to 64 +range", out)
     code, _, err = run(capsys, "hardware", "show", "zen33")
+    assert code == 3
+    assert "did you mean 'zen3'" in err
+
+
+def test_hardware_cite(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "hardware", "cite", "zen2", "costs")
+    assert code == 0
+    assert "% zen2.l2.4KiB.entries = 2048 entries: \\cite{zen2_tlb}, raw\n" in out
+    assert "\n@misc{zen2_tlb,\n" in out
+    assert "% costs.zap_4k: a range, 50 to 500 ns (nominal 158): no figure\n" in out
+    assert "zen3" not in out
+    code, out, _ = run(capsys, "hardware", "cite", "--format", "json")
+    assert code == 0
+    data = json.loads(out)
+    keys = {source["key"] for source in data["sources"]}
+    assert {"zen2_tlb", "sagepte", "hyperalloc"} <= keys
+    assert {figure["source"] for figure in data["figures"]} - {None} == keys
+    code, _, err = run(capsys, "hardware", "cite", "zen2", "zen33")
     assert code == 3
     assert "did you mean 'zen3'" in err
 
@@ -251,6 +284,23 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     for verb in ("scenario", "check", "show", "report", "trace", "hardware", "walk", "validate"):
         assert verb in out
+
+
+def test_validate_prints_each_note_once_below_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "target": "loads", "published": 1.5, "simulated": 2.0, "error": 1 / 3, "tolerance": 0.1,
+        "within": False, "measure": "relative", "source": "s", "class": "predicted", "note": "far",
+    }  # fmt: skip
+    rows = [row, {**row, "note": "", "within": True}, {**row, "target": "other"}]
+    monkeypatch.setattr("simvm.validation.run", lambda **_: rows)
+    code, out, _ = run(capsys, "validate")
+    assert code == 0
+    assert out.count("far") == 1
+    assert "1: far" in out
+    code, out, _ = run(capsys, "validate", "--format", "json")
+    assert json.loads(out) == {"rows": rows}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -28,7 +28,8 @@ from simvm.model.policies import POLICIES
 from simvm.results import HEADLINE
 
 PAGES = ("README.md", "docs/index.md", "docs/scenario.md", "docs/results.md", "docs/trace.md",
-         "docs/design.md", "docs/translation.md", "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
+         "docs/design.md", "docs/translation.md", "docs/validation.md", "CONTRIBUTING.md",
+         "CHANGELOG.md")  # fmt: skip
 SHIPPED = tuple(f"scenarios/{name}.toml" for name in refresh().SCENARIOS)
 NEEDS = {"docs/results.md": ("docs/scenario.md",)}
 """Pages that use files of other pages."""
@@ -146,6 +147,12 @@ def test_reference_tables_are_those_of_the_program(page: str, name: str) -> None
     rendered = refresh().reference_blocks()[page, name]
     assert len(rendered) > 500
     assert refresh().block(read(page), name) == rendered
+
+
+def test_what_validate_came_to_is_what_the_page_says() -> None:
+    """`python -m docs.refresh --tables` rewrites it."""
+    for (page, name), rendered in refresh().validated_blocks().items():
+        assert refresh().block(read(page), name) == rendered
 
 
 def test_meanings_are_of_keys_that_exist() -> None:

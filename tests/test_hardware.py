@@ -7,12 +7,12 @@ import pytest
 from simvm import hardware
 from simvm.errors import InvalidInput
 from simvm.hardware.costs import COST_FIELDS
-from simvm.hardware.figures import TAGS, geometric_mean
-from simvm.hardware.geometry import TlbArray
+from simvm.hardware.figures import CHOICE, TAGS, geometric_mean
+from simvm.hardware.geometry import TableFormat, TlbArray
 from simvm.hardware.load import is_path
 from simvm.units import UnitError
 
-NAMES = ["icelake_sp", "sapphire_rapids", "skylake_sp", "zen3", "zen4"]
+NAMES = ["icelake_sp", "neoverse_n1", "sapphire_rapids", "skylake_sp", "zen2", "zen3", "zen4"]
 
 
 def test_the_shipped_cpus() -> None:
@@ -29,7 +29,10 @@ def test_every_figure_has_a_source_or_is_a_range(name: str) -> None:
         if parameter.tag == "range":
             assert parameter.lo is not None
             assert parameter.hi is not None
-            assert parameter.lo <= parameter.value <= parameter.hi
+            assert parameter.lo <= int(parameter.value) <= parameter.hi
+            assert parameter.why
+        if parameter.tag == "assumed":  # a choice of shape; a number has a source or is a range
+            assert parameter.unit == CHOICE
             assert parameter.why
     assert cpu.sources
     assert all(source.text for source in cpu.sources)
@@ -45,24 +48,86 @@ def test_the_geometry_is_one_that_the_core_takes(name: str) -> None:
         assert cache.bytes > 0
         assert cache.bytes % (64 * cache.ways) == 0
     assert geometry.cache_l2.bytes < geometry.cache_llc.bytes
-    assert geometry.style == ("amd" if name.startswith("zen") else "intel")
+    assert geometry.style == ("amd" if name.startswith(("zen", "neoverse")) else "intel")
     assert geometry.nested_tlb.entries == (16 if geometry.style == "amd" else 0)
 
 
-def test_figures_of_sapphire_rapids() -> None:
-    cpu = hardware.load_cpu("sapphire_rapids")
+ALL = (0, 1, 2)
+FIGURES: dict[str, tuple[list[TlbArray], list[TlbArray] | None, list[TlbArray], int, int]] = {
+    "skylake_sp": (
+        [TlbArray((0,), 64, 4), TlbArray((1,), 32, 4), TlbArray((2,), 4, 4)], None,
+        [TlbArray((0, 1), 1536, 12), TlbArray((2,), 16, 4)], 9, 2,
+    ),
+    "icelake_sp": (
+        [TlbArray((0,), 64, 4), TlbArray((1,), 32, 4), TlbArray((2,), 8, 8)],
+        [TlbArray(ALL, 16, 16)], [TlbArray((0, 1), 1024, 8), TlbArray((0, 2), 1024, 8)], 7, 2,
+    ),
+    "sapphire_rapids": (
+        [TlbArray((0,), 96, 6), TlbArray((1,), 32, 4), TlbArray((2,), 8, 8)],
+        [TlbArray(ALL, 16, 16)], [TlbArray((0, 1), 1024, 8), TlbArray((0, 2), 1024, 8)], 7, 4,
+    ),
+    "zen2": (
+        [TlbArray(ALL, 64, 64)], None, [TlbArray((0,), 2048, 8), TlbArray((1,), 2048, 4)], 6, 2,
+    ),
+    "zen3": (
+        [TlbArray(ALL, 64, 64)], None,
+        [TlbArray((0,), 2048, 8), TlbArray((1,), 2048, 4), TlbArray((2,), 64, 64)], 5, 6,
+    ),
+    "zen4": (
+        [TlbArray(ALL, 72, 72)], None,
+        [TlbArray((0,), 3072, 8), TlbArray((1,), 3072, 6), TlbArray((2,), 64, 64)], 5, 6,
+    ),
+    "neoverse_n1": (
+        [TlbArray((0, 1, 2, 3), 48, 48)], None, [TlbArray((0, 1, 2, 3), 1280, 5)], 7, 4,
+    ),
+}  # fmt: skip
+"""L1 for loads, for stores, L2, its penalty in cycles, and page walkers: as published."""
+
+MACHINES = {
+    "skylake_sp": (2_100_000, 1024, 36608), "icelake_sp": (2_300_000, 1280, 61440),
+    "sapphire_rapids": (2_000_000, 2048, 107520), "zen2": (2_250_000, 512, 16384),
+    "zen3": (2_450_000, 512, 32768), "zen4": (2_400_000, 1024, 32768),
+    "neoverse_n1": (3_000_000, 1024, 16384),
+}  # fmt: skip
+"""kHz, and KiB of L2 and of the LLC that one core reaches, of the vendor's specification."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_of_the_shipped_cpus(name: str) -> None:
+    load, store, l2, penalty, walkers = FIGURES[name]
+    cpu = hardware.load_cpu(name)
     geometry = cpu.geometry
-    assert geometry.l1_load == (
-        TlbArray((0,), 96, 6), TlbArray((1,), 32, 4), TlbArray((2,), 8, 8),
-    )  # fmt: skip
-    assert geometry.l1_store == (TlbArray((0, 1, 2), 16, 16),)
-    assert geometry.l2 == (TlbArray((0, 1), 1024, 8), TlbArray((0, 2), 1024, 8))
-    assert geometry.l2_penalty == 7
-    assert cpu.frequency_khz == 2_000_000
-    assert geometry.cache_l2.bytes == 2 << 20
+    assert geometry.l1_load == tuple(load)
+    assert geometry.l1_store == (tuple(store) if store else None)
+    assert geometry.l2 == tuple(l2)
+    assert geometry.l2_penalty == penalty
+    assert geometry.walkers == walkers
+    assert geometry.smash == (name == "zen2")
+    khz, l2_kib, llc_kib = MACHINES[name]
+    assert cpu.frequency_khz == khz
+    assert geometry.cache_l2.bytes == l2_kib << 10
     llc = cpu.parameters["cache_llc.bytes"]
-    assert (llc.lo, llc.hi) == (107520 * 1024 // 56, 107520 * 1024)
-    assert llc.value == geometric_mean(107520 * 1024 // 56, 107520 * 1024)
+    assert llc.lo is not None
+    assert llc.hi == llc_kib << 10  # the share of one vCPU is a range up to all of it
+    assert llc.value == geometric_mean(llc.lo, llc.hi)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_of_the_shipped_cpus(name: str) -> None:
+    cpu = hardware.load_cpu(name)
+    arm = name == "neoverse_n1"
+    assert cpu.guest_format() == TableFormat(4)
+    assert cpu.host_format() == (TableFormat(3, root_bits=10) if arm else TableFormat(4))
+    assert cpu.host_format().address_bits == (40 if arm else 48)
+    assert cpu.host_format(5, contiguous=True) == TableFormat(5, contiguous=True)
+    assert cpu.contiguous == arm
+    assert cpu.tagging == ("VMID" if arm else "ASID" if name.startswith("zen") else "VPID")
+
+
+def test_a_large_root_belongs_to_the_levels_of_the_cpu() -> None:
+    cpu = hardware.load_cpu("neoverse_n1")
+    assert cpu.host_format(3, contiguous=True) == TableFormat(3, root_bits=10, contiguous=True)
+    assert cpu.host_format(4) == TableFormat(4)
 
 
 def test_the_range_of_the_penalty_has_its_geometric_mean_as_nominal_value() -> None:
@@ -103,6 +168,11 @@ text = "measured here"
 
 
 PENALTY = 'inherits = "zen4"\nl2_penalty ='
+STYLE = 'inherits = "zen4"\nstyle ='
+LEVELS = """inherits = "zen4"
+[tables]
+guest_levels = {{ v = {}, unit = "{}", tag = "assumed", why = "w" }}
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -129,19 +199,43 @@ def test_a_file_that_inherits_changes_only_what_it_says(tmp_path: Path) -> None:
         (OWN, "cache_l2.bytes", "a range has lo and hi and no v"),
         ('inherits = "zen5"', "inherits", "must name a shipped"),
         ('inherits = "zen4"\nspeed = 3', "speed", "no such key"),
-        ('inherits = "zen4"\nstyle = "arm"', "style", "must be one of"),
+        ('inherits = "zen4"\nstyle = "intel"', "style", "a choice with its source"),
+        (STYLE + ' { v = "arm", tag = "text", source = "zen4_tlb" }', "style.v", "must be one of"),
+        (STYLE + ' { v = "amd", tag = "assumed" }', "style", "says why"),
+        (STYLE + ' { v = "amd", tag = "text", source = "me" }', "style.source", "must name a"),
+        (STYLE + ' { v = "amd", tag = "assumed", why = "w", unit = "x" }', "style.unit",
+         "no such key in a choice"),
+        ('inherits = "zen4"\npolicy = { v = "mru", tag = "assumed", why = "w" }', "policy.v",
+         "lru, plru, fifo, random"),
+        ('inherits = "zen4"\nsmash = { v = true, tag = "assumed", why = "w" }', "smash",
+         "2MiB but not 1GiB in L2"),
+        ('inherits = "zen2"\nsmash = { v = 1, tag = "assumed", why = "w" }', "smash.v",
+         "false, true"),
+        (LEVELS.format(6, "levels"), "tables.guest_levels", "must be 2 to 5"),
+        (LEVELS.format(1, "levels"), "tables.guest_levels.v", "must be 2 to"),
+        (LEVELS.format(4, "bits"), "tables.guest_levels.unit", "must be levels"),
+        ('inherits = "zen4"\n[tables]\nlevels = 4', "tables.levels", "no such key"),
+        ('inherits = "zen4"\n[tables]\ncontiguous = { v = true, tag = "assumed", why = "w" }',
+         "tables.contiguous", "entries of 64KiB"),
+        ('inherits = "zen4"\n[tables]\ntagging = { v = "PCID", tag = "assumed", why = "w" }',
+         "tables.tagging.v", "VPID, ASID, VMID"),
+        ('inherits = "zen4"\n[source."a b"]\ntext = "t"', "source.a b", "a key is letters"),
+        ('inherits = "zen4"\n[source.me]\ntext = "t"\ntype = "my kind"', "source.me.type",
+         "BibTeX entry"),
+        ('inherits = "zen4"\n[source.me]\ntext = "t"\nauthors = ["a"]', "source.me.authors",
+         "BibTeX field"),
         ('inherits = "zen4"\nl2_penalty = 7', "l2_penalty", "figure with unit and source"),
-        (PENALTY + ' { v = 7, unit = "ns", tag = "text", source = "tlb" }',
+        (PENALTY + ' { v = 7, unit = "ns", tag = "text", source = "zen4_tlb" }',
          "l2_penalty.unit", "must be cycles"),
         (PENALTY + ' { v = 7, unit = "cycles", tag = "text" }',
          "l2_penalty.source", "a value without one is a range"),
         (PENALTY + ' { v = 7, unit = "cycles", tag = "guess" }',
          "l2_penalty.tag", "what kind"),
-        (PENALTY + ' { v = -7, unit = "cycles", tag = "text", source = "tlb" }',
+        (PENALTY + ' { v = -7, unit = "cycles", tag = "text", source = "zen4_tlb" }',
          "l2_penalty.v", "must be 0 to"),
-        (PENALTY + ' { v = 0.5, unit = "cycles", tag = "text", source = "tlb" }',
+        (PENALTY + ' { v = 0.5, unit = "cycles", tag = "text", source = "zen4_tlb" }',
          "l2_penalty.v", "must be an integer"),
-        (PENALTY + ' { unit = "cycles", tag = "text", source = "tlb" }',
+        (PENALTY + ' { unit = "cycles", tag = "text", source = "zen4_tlb" }',
          "l2_penalty", "a value or a range"),
         (PENALTY + ' { lo = 9, hi = 5, unit = "cycles", tag = "range", why = "w" }',
          "l2_penalty", "lo <= value <= hi"),
@@ -171,12 +265,60 @@ def test_mistakes_come_all_at_once(tmp_path: Path) -> None:
     assert {mistake.key for mistake in caught.value.mistakes} == {"speed", "style", "l2_penalty"}
 
 
+def test_a_missing_policy_is_one_mistake(tmp_path: Path) -> None:
+    array = """
+[[{}]]
+orders = ["4KiB"]
+entries = {{ v = 64, unit = "entries", tag = "assumed", why = "w" }}
+ways = {{ v = 4, unit = "ways", tag = "assumed", why = "w" }}
+"""
+    with pytest.raises(InvalidInput) as caught:
+        hardware.load_cpu(write(tmp_path, array.format("l1_load") + array.format("l2")))
+    assert [each.key for each in caught.value.mistakes].count("policy") == 1
+
+
+def test_a_structure_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
+    text = """
+inherits = "zen4"
+policy = { v = "fifo", tag = "assumed", why = "a study" }
+[[l2]]
+orders = ["16KiB", "512MiB"]
+entries = { v = 64, unit = "entries", tag = "text", source = "intel_sdm" }
+ways = { v = "full", unit = "ways", tag = "text", source = "intel_sdm" }
+policy = { v = "random", tag = "sec", source = "me" }
+[nested_tlb]
+policy = { v = "plru", tag = "sec", source = "me" }
+[source.me]
+text = "measured here"
+"""
+    cpu = hardware.load_cpu(write(tmp_path, text))
+    assert cpu.geometry.l2 == (TlbArray((4, 6), 64, 64, "random"),)
+    assert cpu.geometry.l1_load[0].policy == "fifo"
+    assert cpu.geometry.nested_tlb.policy == "plru"
+    assert cpu.parameters["l2.16KiB+512MiB.policy"].source == "measured here"
+    assert cpu.parameters["l1_load.4KiB+2MiB+1GiB.policy"].why == "a study"
+    assert {source.key for source in cpu.sources} > {"intel_sdm", "me"}
+
+
+def test_two_banks_of_the_same_sizes_keep_their_figures_apart(tmp_path: Path) -> None:
+    bank = """
+[[l2]]
+orders = ["4KiB", "2MiB"]
+entries = { v = 64, unit = "entries", tag = "text", source = "zen4_tlb" }
+ways = { v = 8, unit = "ways", tag = "text", source = "zen4_tlb" }
+"""
+    cpu = hardware.load_cpu(write(tmp_path, 'inherits = "zen4"' + bank + bank))
+    assert {name for name in cpu.parameters if name.startswith("l2.")} == {
+        f"l2.4KiB+2MiB{bank}.{key}" for bank in ("", "#2") for key in ("entries", "ways", "policy")
+    }
+
+
 def test_two_banks_must_be_alike(tmp_path: Path) -> None:
     bank = """
 [[l2]]
 orders = ["4KiB", "{}"]
-entries = {{ v = {}, unit = "entries", tag = "text", source = "tlb" }}
-ways = {{ v = 8, unit = "ways", tag = "text", source = "tlb" }}
+entries = {{ v = {}, unit = "entries", tag = "text", source = "zen4_tlb" }}
+ways = {{ v = 8, unit = "ways", tag = "text", source = "zen4_tlb" }}
 """
     path = write(tmp_path, 'inherits = "zen4"' + bank.format("2MiB", 64) + bank.format("1GiB", 128))
     with pytest.raises(InvalidInput, match="two of the same shape"):

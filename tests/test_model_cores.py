@@ -266,7 +266,7 @@ class Fake:
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> CoreMmu:
     monkeypatch.setattr(mmus, "_core", SimpleNamespace(Mmu=Fake))
-    return CoreMmu(load_cpu("zen4"), small.scenario().host)
+    return CoreMmu(load_cpu("zen4"), small.scenario().host, tagged=True)
 
 
 def dropped(of: CoreMmu, guest: int) -> list[tuple[Any, ...]]:

@@ -6,6 +6,8 @@ import getpass
 import json
 import platform
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from simvm.provenance import Stopwatch, digest, manifest, peak_rss_bytes, versio
 def made(**keywords: object) -> dict[str, object]:
     return manifest(
         scenario_digest=digest("schema = 1\n"), seed=7, variant="thp", watch=Stopwatch(),
-        accesses=1000, simulated_ns=5_000_000, **keywords,  # type: ignore[arg-type]
+        accesses=1000, events=100, simulated_ns=5_000_000, **keywords,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -56,10 +58,11 @@ def test_wall_clock_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Stopwatch(_start=100.0)
     wall = manifest(
         scenario_digest="", seed=1, variant="base", watch=watch, accesses=9_000_001,
-        simulated_ns=1_000_000_000, partial=True, exit_reason="interrupted",
+        events=50_001, simulated_ns=1_000_000_000, partial=True, exit_reason="interrupted",
     )["wall"]  # fmt: skip
     assert wall["seconds"] == 2.0
     assert wall["accesses_per_s"] == 4_500_000
+    assert wall["events_per_s"] == 25_000
     assert wall["simulated_s_per_s"] == 0.5
     assert wall["started_at"].endswith("+00:00")
 
@@ -68,6 +71,14 @@ def test_peak_memory_is_in_bytes() -> None:
     peak = peak_rss_bytes()
     assert peak is not None
     assert 2**23 < peak < 2**37
+
+
+def test_peak_memory_is_not_that_of_who_started_the_process() -> None:
+    held = np.ones(1 << 25)  # 256 MiB
+    code = "from simvm.provenance import peak_rss_bytes; print(peak_rss_bytes())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(child.stdout) < held.nbytes
+    assert (peak_rss_bytes() or 0) > held.nbytes
 
 
 def test_a_missing_library_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

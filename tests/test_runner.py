@@ -103,6 +103,40 @@ def test_the_resolved_scenario_of_a_run_gives_the_same_run(file: Path, tmp_path:
         assert (first / name).read_bytes() == (again / name).read_bytes(), name
 
 
+CPU = """
+inherits = "zen4"
+part = "a Zen 4 with small TLBs and deep tables"
+[[l2]]
+orders = ["4KiB", "2MiB"]
+entries = { v = 64, unit = "entries", tag = "assumed", why = "small" }
+ways = { v = 4, unit = "ways", tag = "assumed", why = "small" }
+[tables]
+guest_levels = { v = 5, unit = "levels", tag = "assumed", why = "deep" }
+host_levels = { v = 5, unit = "levels", tag = "assumed", why = "deep" }
+"""
+
+
+def test_a_cpu_of_ones_own_is_one_file_that_the_scenario_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(CPU)
+    walks, tables = [], []
+    for cpu in ("zen4", "mine.toml"):
+        path = tmp_path / f"on-{cpu}"
+        text = TEXT.replace("sapphire_rapids", cpu).replace("2MiB", "4KiB")
+        text = text.split("[variant.", 1)[0]
+        path.with_suffix(".toml").write_text(text)
+        run_file(path.with_suffix(".toml"), out=tmp_path / "out" / cpu)
+        first = tmp_path / "out" / cpu / "base"
+        (guest,) = load_runs(first.parent)["base"].summary["guests"]
+        walks.append(guest["totals"]["walks"])
+        tables.append(guest["peaks"]["tables_bytes"])
+        run_file(first / "scenario.toml", out=tmp_path / "again" / cpu)
+        for name in ("timeline.parquet", "summary.json"):
+            again = tmp_path / "again" / cpu / "base" / name
+            assert (first / name).read_bytes() == again.read_bytes(), name
+    assert walks[1] > walks[0]  # a TLB of 64 entries
+    assert tables[1] > tables[0]  # another level
+
+
 def test_expectations_that_do_not_hold_are_told(file: Path, tmp_path: Path) -> None:
     outcome = run_file(file, out=tmp_path / "out")
     (failed,) = outcome.failed_expectations

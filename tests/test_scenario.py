@@ -169,6 +169,23 @@ def test_show_says_where_each_value_came_from(path: Path) -> None:
     assert found["host.costs.slat_fault_2m"] == ('"6us"', "file")
 
 
+def test_table_levels_are_those_of_the_cpu_unless_the_scenario_says_otherwise(path: Path) -> None:
+    rows = {key: (value, origin) for key, value, origin in scenario.show(path)}
+    assert rows["host.table_levels"] == ("4", "CPU")
+    assert rows["guest.web.table_levels"] == ("4", "CPU")
+    sets = ["host.cpu=neoverse_n1", "guest.web.table_levels=5"]
+    rows = {key: (value, origin) for key, value, origin in scenario.show(path, sets)}
+    assert rows["host.table_levels"] == ("3", "CPU")
+    assert rows["guest.web.table_levels"] == ("5", "--set")
+    order = [key for key, _value, _origin in scenario.show(path)]
+    assert len(set(order)) == len(order)
+    assert order.index("host.cpu") < order.index("host.table_levels")
+    assert order.index("host.table_levels") < order.index("host.reclaim.policy")
+    found = scenario.resolve(path)  # written, it is left to the CPU again, so the runs are alike
+    assert found.host.table_levels is None
+    assert "table_levels" not in scenario.to_toml(found)
+
+
 def test_a_value_of_a_replaced_table_is_of_the_setting(path: Path) -> None:
     rows = scenario.show(path, ['host.swap={ device = "nvme", size = "1GiB", latency = "9us" }'])
     origins = {key: origin for key, _value, origin in rows}
@@ -289,3 +306,14 @@ def test_a_written_scenario_finds_its_files_and_names_no_place_of_the_machine(pa
     assert scenario.digest(again) == digest
     (path.parent / "mine.toml").write_text('inherits = "zen3"\n')
     assert scenario.digest(scenario.resolve(path)) != digest
+
+
+def test_a_cpu_of_ones_own_gives_its_table_levels(path: Path) -> None:
+    (path.parent / "mine.toml").write_text(
+        'inherits = "zen4"\n[tables]\n'
+        'host_levels = { v = 5, unit = "levels", tag = "assumed", why = "a study" }\n'
+    )
+    path.write_text(TEXT.replace("sapphire_rapids", "mine.toml"))
+    rows = {key: (value, origin) for key, value, origin in scenario.show(path)}
+    assert rows["host.table_levels"] == ("5", "CPU")
+    assert rows["guest.web.table_levels"] == ("4", "CPU")

@@ -103,10 +103,11 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", 'fault_path = "exit_to_userspace"', "host.fault_path", "not modelled yet",
          "kernel, userfaultfd"),
         ("host", "fault_workers = 2", "host.fault_workers", "only the path userfaultfd", "remove"),
-        ("host", "tagged_tlb = 1", "host.tagged_tlb", "true or false", "without quotes"),
-        ("host", 'invalidation = "all"', "host.invalidation", "guest, range", "guest"),
-        ("host", "contiguous = true", "host.contiguous", "no TLB of zen4", "another cpu"),
-        ("host", "table_levels = 3", "host.table_levels", "4 or more", "4"),
+        ("host", "table_levels = 2", "host.table_levels", "3 or more", "3"),
+        ("host", "contiguous = true", "host.contiguous", "contiguous hint", "neoverse_n1"),
+        ("host", 'invalidation = "asid"', "host.invalidation", "guest, range", "one of"),
+        ("host", "tagged_tlb = 1", "host.tagged_tlb", "true or false", "quotes"),
+        ("guest", "table_levels = 3", "guest.g.table_levels", "4 or more", "4"),
         ("host", 'reclaim = { policy = "mglru" }', "host.reclaim.policy", "not modelled", "lru"),
         ("host", 'reclaim = { policy = "lur" }', "host.reclaim.policy", "none, lru", "'lru'"),
         ("host", 'reclaim = { min_free = "8GiB" }', "host.reclaim.min_free", "half", "less"),
@@ -466,3 +467,17 @@ def test_memory_beyond_what_is_modelled(tmp_path: Path, key: str, value: str) ->
     found = only(mistakes(tmp_path, sets=sets))
     assert found.key.startswith(key)
     assert "less than" in found.rule
+
+
+def test_memory_beyond_the_reach_of_the_tables(tmp_path: Path) -> None:
+    sets = ("host.cpu=neoverse_n1", "host.memory=4TiB", "guest.g.memory=2TiB")
+    found = only(mistakes(tmp_path, sets=sets))
+    assert found.key == "guest.g.memory"
+    assert "serve 1 TiB" in found.rule  # 40 bits of guest-physical address
+    assert mistakes(tmp_path, sets=(*sets, "host.table_levels=4")) == []
+    assert mistakes(tmp_path, sets=(*sets, "guest.g.virtualization=none")) == []
+
+
+def test_the_contiguous_hint_of_an_arm_cpu(tmp_path: Path) -> None:
+    sets = ("host.cpu=neoverse_n1", "host.contiguous=true")
+    assert mistakes(tmp_path, sets=sets) == []

@@ -1,8 +1,10 @@
 """How fast the simulator is and how much memory it takes, measured on the machine at hand.
 
-`core` is the throughput of the compiled core, `memory` what one backed page costs. Only
-ratios carry over to other machines: `vs_read` compares with NumPy reading the same
-accesses once. Left out: whole scenarios, and other simulators.
+`core` is the throughput of the compiled core, `scale` that of whole scenarios, `memory` what
+one backed page costs. Only ratios carry over to other machines: `vs_read` compares with
+NumPy reading the same accesses once, `vs_libcachesim` and `vs_pycachesim` with other
+simulators given the same accesses (`simvm.bench.peers`), `vs_bare_core` a scenario with the
+core alone (`simvm.bench.scale`).
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from simvm.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 __all__ = ["PARTS", "Progress", "run", "tables"]
 
-PARTS: Final = ("core", "memory")
+PARTS: Final = ("core", "scale", "memory")
 
 Progress = Callable[[str, int, int], None]
 """Told before each step: what it is, steps done, steps in all."""
@@ -30,7 +33,7 @@ def run(
     cases: Sequence[str] | None = None,
     progress: Progress | None = None,
     *,
-    rounds: int = 3,
+    rounds: int = 5,
     accesses: int = 2_000_000,
 ) -> dict[str, Any]:
     """Measure.
@@ -38,19 +41,26 @@ def run(
     Parameters
     ----------
     only
-        One of `PARTS`; by default both, or with `cases` the core.
+        One of `PARTS`; by default all, or with `cases` the core.
     cases
         Cases of the core, as ``"stream/config"``, or all with this stream or this config.
     rounds, accesses
-        How often each case is run, and how many accesses that takes.
+        How often each case of the core is run, and how many accesses that takes.
 
     Returns
     -------
     dict
-        ``cases``: a list with ``stream``, ``config``, ``accesses``, ``accesses_per_s``,
-        ``read_per_s`` (of NumPy), ``vs_read`` (the quotient of these) and
-        ``tlb_misses_per_access``. ``memory``: real bytes for each simulated page that the
-        host backs, ``bytes_per_backed_4k_page`` and ``bytes_per_backed_2m_page``.
+        ``cases``: a list with ``stream``, ``config``, ``accesses``, ``accesses_per_s`` and
+        ``tlb_misses_per_access``; of ``libcachesim``, ``pycachesim`` and ``read`` (NumPy)
+        ``X_per_s`` and ``vs_X``, the median of what it took over what the case beside it
+        took: null where it is not installed. ``peers``: their versions. ``scale``: a list
+        with ``case``, ``guests``, ``simulated_s``, ``accesses``, ``events``, ``wall_s``, each
+        rate of a scenario and what it is compared with (``accesses_per_s``,
+        ``bare_core_per_s`` and ``vs_bare_core``; ``events_per_s``, ``bare_simpy_per_s`` and
+        ``vs_bare_simpy``), ``peak_rss_bytes`` and ``rss_limit_bytes``. ``memory``: real bytes
+        for each simulated page that the host backs, ``bytes_per_backed_4k_page`` and
+        ``bytes_per_backed_2m_page``, and at the most for each backed GiB,
+        ``peak_bytes_per_backed_gib_at_4k`` and ``peak_bytes_per_backed_gib_at_2m``.
 
     Raises
     ------
@@ -61,16 +71,20 @@ def run(
     """
     if only is not None and only not in PARTS:
         raise UsageError(f"bench has no part {only[:80]!r}: {did_you_mean(only, PARTS)}")
-    if only == "memory" and cases:
-        raise UsageError("--case names cases of the core, which --only memory leaves out")
-    from simvm.bench import memory, throughput
+    if only not in (None, "core") and cases:
+        raise UsageError(f"--case names cases of the core, which --only {only} leaves out")
+    core = load_core()
+    from simvm.bench import memory, peers, scale, throughput
 
     chosen = throughput.choose(cases or ())
-    core = load_core()
     data: dict[str, Any] = {}
     if only in (None, "core"):
         data["cases"] = throughput.measure(core, chosen, rounds, accesses, progress)
-    if only == "memory" or (only is None and not cases):
+        data["peers"] = {peer.name: peers.version(peer) for peer in peers.PEERS}
+    everything = only is None and not cases
+    if only == "scale" or everything:
+        data["scale"] = scale.measure(progress)
+    if only == "memory" or everything:
         data["memory"] = memory.measure(progress)
     return data
 
@@ -78,23 +92,75 @@ def run(
 def tables(data: dict[str, Any]) -> RenderableType:
     """The tables of what `run` gave."""
     from rich.console import Group
-    from rich.table import Table
 
     shown: list[RenderableType] = []
     if "cases" in data:
-        table = Table("stream", "config", title="core")
-        for head in ("accesses/s", "share of read speed", "TLB misses per access"):
-            table.add_column(head, justify="right")
-        for case in data["cases"]:
-            table.add_row(
-                case["stream"], case["config"], human_count(case["accesses_per_s"]),
-                f"{case['vs_read']:.4f}", f"{case['tlb_misses_per_access']:.4f}",
-            )  # fmt: skip
-        shown.append(table)
+        shown.append(_cases(data["cases"], data["peers"]))
+    if "scale" in data:
+        shown.append(_scale(data["scale"]))
     if "memory" in data:
-        table = Table("measure", title="memory")
-        table.add_column("real memory", justify="right")
-        for name, value in data["memory"].items():
-            table.add_row(name, human_bytes(round(value)))
-        shown.append(table)
+        shown.append(_memory(data["memory"]))
     return Group(*shown)
+
+
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
+    for head in texts:
+        table.add_column(head, no_wrap=True)
+    for head in numbers:
+        table.add_column(head, justify="right")
+    return table
+
+
+def _cases(cases: Sequence[dict[str, Any]], peers: dict[str, str | None]) -> Table:
+    from rich.text import Text
+
+    from simvm.bench.peers import INSTALL
+
+    table = _table(
+        "core: accesses per second, and how many times those of other simulators that is",
+        ("stream", "config"),
+        ("accesses/s", *(f"\u00d7 {name}" for name in peers), "% of a read", "TLB misses/access"),
+    )
+    for case, after in zip(cases, [*cases[1:], None], strict=True):
+        ratios = [case[f"vs_{name}"] for name in peers]
+        table.add_row(
+            case["stream"], case["config"], human_count(case["accesses_per_s"]),
+            *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            f"{100 * case['vs_read']:.2f}", f"{case['tlb_misses_per_access']:.4f}",
+            end_section=after is not None and after["stream"] != case["stream"],
+        )  # fmt: skip
+    missing = [name for name, found in peers.items() if found is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        table.caption = Text(f"{' and '.join(missing)} {verb} not installed: {INSTALL}")
+    return table
+
+
+def _scale(cases: Sequence[dict[str, Any]]) -> Table:
+    table = _table(
+        "scale: whole scenarios, the core alone on the same accesses, and SimPy alone",
+        ("case",),
+        ("guests", "simulated", "wall", "accesses/s", "core alone", "of core", "events/s",
+         "SimPy alone", "of SimPy", "peak memory", "limit"),
+    )  # fmt: skip
+    for case in cases:
+        table.add_row(
+            case["case"], str(case["guests"]), f"{case['simulated_s']:.2f} s",
+            f"{case['wall_s']:.2f} s", human_count(round(case["accesses_per_s"])),
+            human_count(round(case["bare_core_per_s"])), f"{case['vs_bare_core']:.0%}",
+            human_count(round(case["events_per_s"])),
+            human_count(round(case["bare_simpy_per_s"])), f"{case['vs_bare_simpy']:.1%}",
+            human_bytes(case["peak_rss_bytes"]), human_bytes(case["rss_limit_bytes"]),
+        )  # fmt: skip
+    return table
+
+
+def _memory(measures: dict[str, float]) -> Table:
+    table = _table("memory", ("measure",), ("real memory",))
+    for name, value in measures.items():
+        table.add_row(name, human_bytes(round(value)))
+    return table

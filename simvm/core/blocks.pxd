@@ -157,13 +157,13 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     return b.base + (<uint64_t>i << 21) + (<uint64_t>w << 12)
 
 
-cdef inline uint64_t alloc_run(Blocks *b, int pages) noexcept nogil:
+cdef inline uint64_t alloc_run(Blocks *b, int pages, int mobility) noexcept nogil:
     """Address of `pages` free pages in a row, a power of two up to 512, aligned; or NO_PAGE.
 
-    Unmovable. Takes them from a block that is broken already, else from a whole one.
+    Takes them from a block that is broken already, else from a whole one.
     """
     cdef uint64_t run = (<uint64_t>1 << (min(pages, 64) - 1) << 1) - 1
-    cdef uint32_t i = b.head[1 + UNMOVABLE]
+    cdef uint32_t i = b.head[1 + mobility]
     cdef int at
     while i != NIL:
         at = 0
@@ -175,7 +175,7 @@ cdef inline uint64_t alloc_run(Blocks *b, int pages) noexcept nogil:
     i = b.head[0]
     if i == NIL:
         return NO_PAGE
-    break_open(b, i, UNMOVABLE)
+    break_open(b, i, mobility)
     return take_run(b, i, 0, pages, run)
 
 

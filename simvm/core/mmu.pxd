@@ -224,6 +224,7 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
                 m.cycles += m.walk_cache_latency
                 m.count.nested_tlb_hits += 1
                 hpa[0] = m.nested_tlb.values[i] + (gpa & ((<uint64_t>1 << ENTRY_SHIFT[o]) - 1))
+                shift[0] = ENTRY_SHIFT[o]
                 return OK
     for k in range(2, host.levels + 1):
         part = &m.host_cache[k]
@@ -258,6 +259,7 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
             i = assoc_insert(&m.nested_tlb, set_of(&m.nested_tlb, number),
                              key_of(s.guest_tag, SIZE_OF_SHIFT[host.shift[level]], number))
             m.nested_tlb.values[i] = entry[0] & TARGET
+        shift[0] = host.shift[level]
         return OK
     shift[0] = leaf_shift(m, host, node, level, slot)
     leaf[0] = entry
@@ -289,22 +291,25 @@ cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_h
             level = k - 1
             if nested and m.style == INTEL:
                 hpa = part.pages[i]
-                known = True
+                known = hpa != NOWHERE
             break
     while True:
+        slot = (va >> t.shift[level]) & t.mask[level]
         if not nested:
             hpa = node.address
         elif not known:
-            status = nested_walk(m, s, node.address, True, &hpa, &leaf, &host_shift)
+            status = nested_walk(m, s, node.address + 8 * slot, True, &hpa, &leaf, &host_shift)
             if status != OK:
                 return status
+            hpa -= 8 * slot
             if fresh and m.style == INTEL:
                 part = &m.guest_cache[level + 1]
                 if part.sets:
                     i = part_insert(part, s.tag, va >> t.shift[level + 1])
-                    part.values[i], part.pages[i] = <uint64_t>node, hpa
+                    # A table larger than the leaf under it lies in no one place.
+                    part.values[i] = <uint64_t>node
+                    part.pages[i] = hpa if host_shift >= t.granule else NOWHERE
                     part.origins[i] = node.address | t.granule
-        slot = (va >> t.shift[level]) & t.mask[level]
         entry = &node.entry[slot]
         load(m, hpa + 8 * slot)
         if nested:

@@ -106,7 +106,7 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
     elif pages == 1:
         address = alloc_4k(t.memory, UNMOVABLE)
     else:
-        address = alloc_run(t.memory, pages)
+        address = alloc_run(t.memory, pages, UNMOVABLE)
     if address == NO_PAGE:
         return NULL
     node = <Node *>aligned_alloc(64, 64 + (entries * 8 + 63) // 64 * 64)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from simvm import units
 from simvm.errors import InvalidInput, did_you_mean
-from simvm.hardware.figures import FigureReader, Parameter, parse_toml
+from simvm.hardware.figures import FigureReader, Parameter, Source, parse_toml
 from simvm.units import UnitError
 
 COSTS_FILE: Final = "costs.toml"
@@ -68,8 +68,7 @@ _SUFFIX: Final = {"ns": "_ns", "requests": "", "B/s": "_bytes_per_s"}
 
 
 @functools.cache
-def shipped_costs() -> dict[str, Parameter]:
-    """Every cost of the shipped set, by its name in the file."""
+def _shipped() -> FigureReader:
     data = files("simvm.hardware").joinpath("data", COSTS_FILE).read_bytes()
     tree = parse_toml(data, COSTS_FILE)
     reader = FigureReader(COSTS_FILE, tree.get("source", {}))
@@ -78,7 +77,17 @@ def shipped_costs() -> dict[str, Parameter]:
         reader.figure(name, table, unit if unit in _SUFFIX else "ns", low=0)
     if reader.mistakes:
         raise InvalidInput(reader.mistakes)
-    return reader.parameters
+    return reader
+
+
+def shipped_costs() -> dict[str, Parameter]:
+    """Every cost of the shipped set, by its name in the file."""
+    return _shipped().parameters
+
+
+def cost_sources() -> dict[str, Source]:
+    """The sources of the shipped set, by their keys."""
+    return _shipped().sources
 
 
 def cost_names() -> list[str]:
@@ -135,7 +144,7 @@ def load_costs(overrides: Mapping[str, int] | None = None) -> Costs:
         An override names no cost, or is out of range.
     """
     parameters = shipped_costs()
-    values = {name: parameter.value for name, parameter in parameters.items()}
+    values = {name: int(parameter.value) for name, parameter in parameters.items()}
     for name, value in (overrides or {}).items():
         values[name] = parse_cost(name, value, text=False)
     return Costs(

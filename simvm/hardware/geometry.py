@@ -80,6 +80,12 @@ class TableFormat:
     root_bits: int = 0
     contiguous: bool = False
 
+    @property
+    def address_bits(self) -> int:
+        """How many bits of an address the table translates."""
+        width = self.granule_shift - 3
+        return self.granule_shift + width * (self.levels - 1) + (self.root_bits or width)
+
 
 @dataclass(frozen=True)
 class MmuGeometry:

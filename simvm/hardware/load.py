@@ -2,8 +2,7 @@
 
 The shipped sets are ``data/*.toml``; ``base.toml`` holds what they share and no
 vendor publishes. A user's file has the same form and may inherit from any of them.
-Left out: Zen 2, whose second-level TLB breaks 1 GiB entries into 2 MiB ones, and
-Neoverse N1, whose walk caches are published nowhere.
+Left out: instruction TLBs; granules other than 4 KiB.
 """
 
 from __future__ import annotations
@@ -11,19 +10,30 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from simvm.errors import InvalidInput, Mistake, did_you_mean
 from simvm.hardware.costs import COSTS_FILE
-from simvm.hardware.figures import MAX_FILE_BYTES, FigureReader, Parameter, Source, parse_toml
+from simvm.hardware.figures import (
+    CHOICE,
+    FIGURE_MARKS,
+    MAX_FILE_BYTES,
+    SOURCES_FILE,
+    FigureReader,
+    Parameter,
+    Source,
+    parse_toml,
+)
 from simvm.hardware.geometry import (
-    ORDER_NAMES,
+    ENTRY_NAMES,
+    POLICIES,
     DataCache,
     MmuGeometry,
     NestedTlb,
+    TableFormat,
     TlbArray,
     WalkCachePart,
 )
@@ -32,12 +42,18 @@ LINE_BYTES: Final = 64
 
 _BASE: Final = "base"
 _STYLES: Final = ("intel", "amd")
-_POLICIES: Final = ("lru", "plru")
+_TAGGING: Final = ("VPID", "ASID", "VMID", "none")
 _TABLES: Final = (
-    "inherits", "part", "style", "frequency", "l2_penalty", "zeroing", "dram_latency",
-    "walk_cache_latency", "l1_load", "l1_store", "l2", "guest_walk_cache", "host_walk_cache",
-    "nested_tlb", "cache_l2", "cache_llc", "source",
+    "inherits", "part", "style", "policy", "frequency", "l2_penalty", "smash", "walkers",
+    "zeroing", "dram_latency", "walk_cache_latency", "l1_load", "l1_store", "l2",
+    "guest_walk_cache", "host_walk_cache", "nested_tlb", "tables", "cache_l2", "cache_llc",
+    "source",
 )  # fmt: skip
+_TABLE_KEYS: Final = ("guest_levels", "host_levels", "host_root_bits", "contiguous", "tagging")
+_MOST_ROOT_BITS: Final = 13
+"""Of a table of 512 entries: sixteen of them one after another."""
+
+_BLOCK, _GIB, _CONTIGUOUS = (ENTRY_NAMES.index(name) for name in ("2MiB", "1GiB", "64KiB"))
 _MAX_ENTRIES: Final = 1 << 20
 _MAX_INHERITANCE: Final = 8
 
@@ -54,11 +70,36 @@ class Cpu:
     part: str
     """The product that the figures are of."""
     geometry: MmuGeometry
+    guest_tables: TableFormat
+    """Of a guest's page table, unless a scenario says otherwise; of a container's likewise."""
+    host_tables: TableFormat
+    """Of the SLAT, unless a scenario says otherwise."""
+    contiguous: bool
+    """Whether the TLBs can use Arm's contiguous hint."""
+    tagging: str
+    """The tag that tells entries of one guest from those of others: VPID, ASID, VMID, or none."""
     frequency_khz: int
     zeroing_bytes_per_s: int
     """Of one core, page at a time."""
     parameters: Mapping[str, Parameter] = field(repr=False)
     sources: tuple[Source, ...] = field(repr=False)
+
+    def guest_format(self, levels: int | None = None, *, contiguous: bool = False) -> TableFormat:
+        """The format of a guest's or a container's page table of `levels` (the CPU's own)."""
+        return _format(self.guest_tables, levels, contiguous)
+
+    def host_format(self, levels: int | None = None, *, contiguous: bool = False) -> TableFormat:
+        """The format of a SLAT of `levels` (by default the CPU's own).
+
+        A root that is larger than a table belongs to the CPU's own number of levels.
+        """
+        return _format(self.host_tables, levels, contiguous)
+
+
+def _format(own: TableFormat, levels: int | None, contiguous: bool) -> TableFormat:
+    if levels is None or levels == own.levels:
+        return replace(own, contiguous=contiguous)
+    return TableFormat(levels, contiguous=contiguous)
 
 
 def names() -> list[str]:
@@ -67,7 +108,7 @@ def names() -> list[str]:
     return sorted(
         name.removesuffix(".toml")
         for name in found
-        if name.endswith(".toml") and name not in (f"{_BASE}.toml", COSTS_FILE)
+        if name.endswith(".toml") and name not in (f"{_BASE}.toml", COSTS_FILE, SOURCES_FILE)
     )
 
 
@@ -138,9 +179,14 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        tables = isinstance(old, Mapping) and isinstance(value, Mapping) and "unit" not in value
-        merged[key] = _merged(old, value) if tables and isinstance(old, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _is_figure(value):
+            value = _merged(old, value)
+        merged[key] = value
     return merged
+
+
+def _is_figure(table: Mapping[str, Any]) -> bool:
+    return any(mark in table for mark in FIGURE_MARKS)
 
 
 def _read(name: str, file: str, data: bytes) -> Cpu:
@@ -155,6 +201,7 @@ class _CpuReader(FigureReader):
     def __init__(self, file: str, tree: Mapping[str, Any]) -> None:
         super().__init__(file, tree.get("source", {}))
         self.tree = tree
+        self._policy_of_all: Parameter | None = None
         for key in tree:
             if key not in _TABLES:
                 fix = did_you_mean(key, _TABLES)
@@ -166,11 +213,13 @@ class _CpuReader(FigureReader):
         if not isinstance(part, str):
             self.refuse("part", part, "must be a text", "put it in quotes")
         geometry = MmuGeometry(
-            style=self._word("style", self.tree.get("style"), _STYLES),
+            style=self.choice("style", self.tree.get("style"), _STYLES),
             l1_load=self._tlb("l1_load"),
             l1_store=self._tlb("l1_store") if "l1_store" in self.tree else None,
             l2=self._tlb("l2"),
             l2_penalty=self._scalar("l2_penalty", "cycles"),
+            smash="smash" in self.tree and self.choice("smash", self.tree["smash"], (False, True)),
+            walkers=self._scalar("walkers", "walkers", low=1),
             guest_walk_cache=self._walk_cache("guest_walk_cache"),
             host_walk_cache=self._walk_cache("host_walk_cache"),
             nested_tlb=self._nested_tlb(),
@@ -179,13 +228,19 @@ class _CpuReader(FigureReader):
             cache_llc=self._data_cache("cache_llc"),
             dram_latency=self._scalar("dram_latency", "cycles", low=1),
         )
+        guest, host, contiguous, tagging = self._page_tables()
         frequency = self._scalar("frequency", "kHz", low=1000)
         zeroing = self._scalar("zeroing", "B/s", low=1_000_000)
+        self._check_smash(geometry)
+        self._check_contiguous(geometry, contiguous)
         if self.mistakes:
             raise InvalidInput(self.mistakes)
-        used = {parameter.source for parameter in self.parameters.values()}
-        sources = tuple(source for source in self.sources.values() if source.text in used)
-        return Cpu(name, str(part), geometry, frequency, zeroing, self.parameters, sources)
+        used = {parameter.cites for parameter in self.parameters.values()}
+        sources = tuple(source for source in self.sources.values() if source.key in used)
+        return Cpu(
+            name, str(part), geometry, guest, host, contiguous, tagging, frequency, zeroing,
+            self.parameters, sources,
+        )  # fmt: skip
 
     def _scalar(self, key: str, unit: str, low: int = 0) -> int:
         if key not in self.tree:
@@ -194,11 +249,40 @@ class _CpuReader(FigureReader):
             return low
         return self.figure(key, self.tree[key], unit, low=low)
 
-    def _word(self, key: str, value: Any, words: tuple[str, ...]) -> str:
-        if value not in words:
-            listed = ", ".join(words)
-            self.refuse(key, value, f"must be one of {listed}", f'write {key} = "{words[0]}"')
-        return str(value)
+    def _page_tables(self) -> tuple[TableFormat, TableFormat, bool, str]:
+        """The formats of guest and host, the contiguous hint, and the tag of TLB entries."""
+        table = self._table("tables")
+        self._known("tables", table, _TABLE_KEYS)
+        numbers: dict[str, int] = {}
+        for key, unit, low, high in (
+            ("guest_levels", "levels", 2, 5), ("host_levels", "levels", 2, 5),
+            ("host_root_bits", "bits", 0, _MOST_ROOT_BITS),
+        ):  # fmt: skip
+            numbers[key] = self.figure(f"tables.{key}", table.get(key), unit, low=low)
+            if numbers[key] > high:
+                rule = f"must be {low} to {high}"
+                self.refuse(f"tables.{key}", numbers[key], rule, f"write {high} or less")
+        guest = TableFormat(numbers["guest_levels"])
+        host = TableFormat(numbers["host_levels"], root_bits=numbers["host_root_bits"])
+        contiguous = self.choice("tables.contiguous", table.get("contiguous"), (False, True))
+        tagging = self.choice("tables.tagging", table.get("tagging"), _TAGGING)
+        return guest, host, contiguous, tagging
+
+    def _check_smash(self, geometry: MmuGeometry) -> None:
+        """What smashes holds 2 MiB and not 1 GiB in L2, and 1 GiB in L1."""
+        if not geometry.smash:
+            return
+        l2 = {order for array in geometry.l2 for order in array.orders}
+        l1 = {order for array in geometry.l1_load for order in array.orders}
+        if _GIB in l2 or _BLOCK not in l2 or _GIB not in l1:
+            rule = "a TLB that smashes holds 1GiB in L1, and 2MiB but not 1GiB in L2"
+            self.refuse("smash", True, rule, "correct the arrays, or remove smash")
+
+    def _check_contiguous(self, geometry: MmuGeometry, contiguous: bool) -> None:
+        arrays = (*geometry.l1_load, *(geometry.l1_store or ()), *geometry.l2)
+        if contiguous and not any(_CONTIGUOUS in array.orders for array in arrays):
+            rule = "a TLB that uses the contiguous hint holds entries of 64KiB"
+            self.refuse("tables.contiguous", True, rule, 'add "64KiB" to the orders of an array')
 
     def _list(self, key: str) -> list[Mapping[str, Any]]:
         value = self.tree.get(key, [])
@@ -227,8 +311,18 @@ class _CpuReader(FigureReader):
         if entries % ways:
             fix = 'write a divisor of entries, or "full"'
             self.refuse(f"{key}.ways", ways, f"must divide the {entries} entries", fix)
-        policy = self._word(f"{key}.policy", table.get("policy", "lru"), _POLICIES)
-        return entries, ways, policy
+        return entries, ways, self._policy(f"{key}.policy", table)
+
+    def _policy(self, key: str, table: Mapping[str, Any]) -> str:
+        """How a structure replaces: as it says itself, else as the whole CPU does."""
+        if "policy" in table:
+            return str(self.choice(key, table["policy"], POLICIES))
+        if self._policy_of_all is None:
+            self.choice("policy", self.tree.get("policy"), POLICIES)
+            known = self.parameters.pop("policy", None)
+            self._policy_of_all = known or Parameter("policy", POLICIES[0], CHOICE, "assumed", "")
+        self.parameters[key] = replace(self._policy_of_all, name=key)
+        return str(self._policy_of_all.value)
 
     def _known(self, key: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
         for name in table:
@@ -242,22 +336,24 @@ class _CpuReader(FigureReader):
             if (
                 not isinstance(orders, list)
                 or not orders
-                or any(order not in ORDER_NAMES for order in orders)
+                or any(order not in ENTRY_NAMES for order in orders)
                 or len(set(orders)) != len(orders)
             ):
-                fix = f"such as {list(ORDER_NAMES)!r}"
+                fix = f"such as {list(ENTRY_NAMES)!r}"
                 self.refuse(f"{key}.orders", orders, "must list the page sizes it holds", fix)
                 continue
             label = f"{key}.{'+'.join(orders)}"
+            if f"{label}.entries" in self.parameters:
+                label += "#2"  # the other bank of two alike
             self._known(label, table, ("orders", "entries", "ways", "policy"))
-            held = tuple(sorted(ORDER_NAMES.index(order) for order in orders))
+            held = tuple(sorted(ENTRY_NAMES.index(order) for order in orders))
             arrays.append(TlbArray(held, *self._shape(label, table)))
         self._check_banks(key, arrays)
         return tuple(arrays)
 
     def _check_banks(self, key: str, arrays: list[TlbArray]) -> None:
         """An order is held by one array, or by two of the same shape."""
-        for order, name in enumerate(ORDER_NAMES):
+        for order, name in enumerate(ENTRY_NAMES):
             holding = [array for array in arrays if order in array.orders]
             shapes = {(array.entries, array.ways) for array in holding}
             if len(holding) > 2 or len(shapes) > 1:

@@ -12,8 +12,15 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__(initial_time=0)
+        self._asked = 0
 
     @property
     def now(self) -> int:
         """Simulated ns since the start."""
         return self._now
+
+    @property
+    def events(self) -> int:
+        """Events scheduled so far. SimPy numbers them; asking takes a number and no more."""
+        self._asked += 1
+        return next(self._eid) - self._asked + 1

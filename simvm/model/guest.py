@@ -17,7 +17,7 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES, PAGE
+from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
@@ -69,6 +69,15 @@ class Space:
     def reuse(self) -> None:
         """Begin anew with addresses, when no region is left."""
         self.next_address = self._first
+
+
+def new_table(
+    shape: TableFormat, memory: _core.BlockAllocator, *, mirrored: bool = False
+) -> _core.PageTable:
+    """An empty page table of a format."""
+    return _core.PageTable(
+        shape.levels, memory, mirrored, root_bits=shape.root_bits, contiguous=shape.contiguous
+    )
 
 
 class Guest:
@@ -125,11 +134,10 @@ class Guest:
     def create(self) -> None:
         """Make what the guest needs before it runs: its SLAT and its guest-physical memory."""
         host = self.host.settings
-        levels = host.table_levels if self.nested else self.config.table_levels
+        slat = self.host.cpu.host_format(host.table_levels, contiguous=host.contiguous)
+        shape = slat if self.nested else self._table_format
         frames = self.host.memory.frames
-        table = _core.PageTable(
-            levels, frames, mirrored=self.nested, contiguous=host.contiguous
-        )
+        table = new_table(shape, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.nested else 0,
@@ -150,10 +158,7 @@ class Guest:
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.nested:
-                table = _core.PageTable(
-                    self.config.table_levels, self.memory,
-                    contiguous=self.host.settings.contiguous,
-                )  # fmt: skip
+                table = new_table(self._table_format, self.memory)
                 core = _core.AddressSpace(asid, self.slat, table, self.owner)
                 self.processes[name] = Space(core, table, FIRST_ADDRESS)
             else:
@@ -161,6 +166,12 @@ class Guest:
                 core = _core.AddressSpace(asid, self.slat, None, self.owner)
                 self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
         return self.processes[name]
+
+    @property
+    def _table_format(self) -> TableFormat:
+        """Of a guest's tables, or of a container's."""
+        levels, contiguous = self.config.table_levels, self.host.settings.contiguous
+        return self.host.cpu.guest_format(levels, contiguous=contiguous)
 
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
         """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""

@@ -52,6 +52,7 @@ class Host:
         self.memory = _core.HostMemory(host.memory)
         self.cores = Cores(env, host.cores)
         self._mmus: dict[int, CoreMmu] = {}
+        self.tagged = host.tagged_tlb and cpu.tagging != "none"
         self.zone_lock = Channels()
         self.memmap_bytes = (host.memory // PAGE) * STRUCT_PAGE_BYTES
         before = self.memory.free_bytes
@@ -84,7 +85,7 @@ class Host:
     def mmu_of(self, core: int) -> CoreMmu:
         """The MMU of a core, made when the core is first used."""
         if core not in self._mmus:
-            self._mmus[core] = CoreMmu(self.cpu, self.settings)
+            self._mmus[core] = CoreMmu(self.cpu, self.settings, self.tagged)
         return self._mmus[core]
 
     def set_watermarks(self, kswapd_awake: bool) -> None:

@@ -47,11 +47,11 @@ CEILINGS = {
 class CoreMmu:
     """The MMU of one host core."""
 
-    def __init__(self, cpu: Cpu, settings: Settings) -> None:
+    def __init__(self, cpu: Cpu, settings: Settings, tagged: bool) -> None:
         self.mmu = _core.Mmu(cpu.geometry, targets=settings.invalidation == "range")
         if self.mmu.reach < settings.memory:
             raise SimulationFailed("the data caches are too small to tell host memory apart")
-        self._tagged = settings.tagged_tlb
+        self._tagged = tagged
         self._pending: dict[int, list[VaRange | GpaRange] | None] = {}
         self._guest: int | None = None      # who ran here last
 

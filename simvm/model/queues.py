@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Generator, Hashable
-from typing import Any
+from typing import Any, cast
 
 import simpy
 
@@ -69,15 +69,14 @@ class Cores:
             turn = self._env.event()
             self._queue.append((who, turn))
             try:
-                yield turn
+                core = yield turn
             except simpy.Interrupt:
                 if turn.triggered:
-                    self.release(turn.value)
+                    self.release(cast(int, turn.value))
                 else:
                     self._queue.remove((who, turn))
                 self.forget(who)
                 raise
-            core = int(turn.value)
         if who is not None and self._home.get(who) != core:
             self.forget(who)
             self._home[who] = core
@@ -104,18 +103,13 @@ class Cores:
             self._residents[self._home.pop(who)] -= 1
 
     def _free_one(self, who: Hashable | None) -> int | None:
-        home = self._home.get(who)
-        if home in self._left:
-            chosen = home
-        else:
+        chosen = self._home.get(who)
+        if chosen not in self._left:
             nobodys = [core for core in self._left if not self._residents[core]]
-            if nobodys:
-                chosen = min(nobodys)
-            elif self._new:
+            if not nobodys and self._new:
                 chosen, self._new = self._new[0], self._new[1:]
                 return chosen
-            else:
-                chosen = next(iter(self._left), None)
+            chosen = min(nobodys, default=next(iter(self._left), None))
         if chosen is not None:
             del self._left[chosen]
         return chosen

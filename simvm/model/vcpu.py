@@ -76,7 +76,7 @@ class VirtualCpu:
         self._kicks = 0
         self._zeroing = host.cpu.zeroing_bytes_per_s
         nested = guest.nested
-        self._untagged = nested and not host.settings.tagged_tlb
+        self._untagged = nested and not host.tagged
         self._exited = False
         self.core.set_untagged(self._untagged)
         self._fault_ns = host.fault_ns if nested else host.container_fault_ns

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from simvm.errors import InvalidInput
-from simvm.hardware import load_cpu
-from simvm.hardware.geometry import ENTRY_SHIFTS
+from simvm.hardware import Cpu, load_cpu
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
 
@@ -25,9 +24,6 @@ STRUCT_PAGE_BYTES: Final = 64
 
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
-
-_CONTIGUOUS: Final = ENTRY_SHIFTS.index(16)
-"""The size of TLB entry that sixteen pages of 4 KiB in a row may have."""
 
 _MOST_GUESTS: Final = 65534
 """Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
@@ -73,6 +69,14 @@ def struct_page_bytes(memory: int) -> int:
     return memory // PAGE * STRUCT_PAGE_BYTES
 
 
+def _cpu(scenario: Scenario) -> Cpu | None:
+    """The scenario's CPU; None where its mistakes are reported with the host."""
+    try:
+        return load_cpu(scenario.host.cpu)
+    except InvalidInput:
+        return None
+
+
 def _time(scenario: Scenario) -> Iterator[Finding]:
     meta = scenario.scenario
     if meta.quantum > meta.sample_interval:
@@ -90,17 +94,17 @@ def _time(scenario: Scenario) -> Iterator[Finding]:
 def _host(scenario: Scenario) -> Iterator[Finding]:
     host = scenario.host
     try:
-        geometry = load_cpu(host.cpu).geometry
-        held = {order for array in (*geometry.l1_load, *geometry.l2) for order in array.orders}
-        if host.contiguous and _CONTIGUOUS not in held:
-            yield Finding(
-                "host.contiguous", f"no TLB of {host.cpu} holds entries of 64 KiB",
-                "remove it, or choose another cpu", ("host.cpu",),
-            )  # fmt: skip
+        load_cpu(host.cpu)
     except InvalidInput as error:
         for mistake in error.mistakes:
             inner = f"{mistake.key}: " if mistake.key not in ("", "cpu") else ""
             yield Finding("host.cpu", f"{inner}{mistake.rule}", mistake.fix)
+    cpu = _cpu(scenario)
+    if host.contiguous and cpu is not None and not cpu.contiguous:
+        yield Finding(
+            "host.contiguous", f"the TLBs of {cpu.name} do not use the contiguous hint",
+            'remove it, or write cpu = "neoverse_n1", whose TLBs hold 64KiB', ("host.cpu",),
+        )  # fmt: skip
     if host.memory >= 8 * TIB:
         yield Finding("host.memory", "hosts of less than 8 TiB are modelled", "write less memory")
     if host.swap.size >= 64 * TIB:
@@ -189,12 +193,13 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f"{where}.memory_max", "must be memory: hotplug is not modelled yet",
             f'remove it, or write "{format_bytes(guest.memory)}"', (f"{where}.memory",),
         )  # fmt: skip
-    reach = 1 << (46 if min(guest.table_levels, host.table_levels) == 4 else 52)
+    cpu = _cpu(scenario)
+    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory
     if guest.memory > reach:
         yield Finding(
-            f"{where}.memory", f"4 table levels serve {human_bytes(reach)} at most",
+            f"{where}.memory", f"these table levels serve {human_bytes(reach)} at most",
             "write table_levels = 5 for guest and host, or less memory",
-            (f"{where}.table_levels", "host.table_levels"),
+            (f"{where}.table_levels", "host.table_levels", "host.cpu"),
         )  # fmt: skip
     if guest.stop is not None and guest.stop <= guest.start:
         yield Finding(
@@ -206,6 +211,14 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f"{where}.stagger", "one guest alone cannot be staggered", "remove it, or raise count",
             (f"{where}.count",),
         )  # fmt: skip
+
+
+def _reach(cpu: Cpu, scenario: Scenario, guest: GuestClass) -> int:
+    """How much memory the tables of a guest and its SLAT can map."""
+    bits = cpu.guest_format(guest.table_levels).address_bits - 2  # programs have the lower half
+    if guest.virtualization == "nested":
+        bits = min(bits, cpu.host_format(scenario.host.table_levels).address_bits)
+    return 1 << min(bits, 52)
 
 
 # --- phases -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from simvm.hardware import format_cost, load_costs
+from simvm.hardware import format_cost, load_costs, load_cpu
 from simvm.hardware.load import is_path
 from simvm.scenario.fields import NAME
 from simvm.scenario.models import BUILTIN_TRACE, Scenario
@@ -87,8 +87,24 @@ def values(scenario: Scenario) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _leaves((), tree)
 
 
-def cost_defaults(scenario: Scenario) -> dict[tuple[str, ...], str]:
-    """What the cost set says where ``host.swap`` leaves a value out, by path."""
+def defaults(scenario: Scenario) -> dict[tuple[str, ...], tuple[str, str]]:
+    """What the scenario leaves to the sets of its CPU and costs: by path, text and origin."""
+    found = {place: (text, "CPU") for place, text in _cpu_defaults(scenario).items()}
+    return found | {place: (text, "cost set") for place, text in _cost_defaults(scenario).items()}
+
+
+def _cpu_defaults(scenario: Scenario) -> dict[tuple[str, ...], str]:
+    cpu = load_cpu(scenario.host.cpu)
+    found: dict[tuple[str, ...], str] = {}
+    if scenario.host.table_levels is None:
+        found["host", "table_levels"] = _scalar(cpu.host_tables.levels)
+    for name, guest in scenario.guests.items():
+        if guest.table_levels is None:
+            found["guest", name, "table_levels"] = _scalar(cpu.guest_tables.levels)
+    return found
+
+
+def _cost_defaults(scenario: Scenario) -> dict[tuple[str, ...], str]:
     swap = scenario.host.swap
     if swap.device == "none":
         return {}

@@ -467,7 +467,7 @@ def show(
 ) -> list[tuple[str, str, str]]:
     """Every value of a resolved scenario: its path, its text, and where it came from.
 
-    The origin is "file", "--set", "variant NAME", "default", or "cost set".
+    The origin is "file", "--set", "variant NAME", "default", "CPU", or "cost set".
 
     Raises
     ------
@@ -479,28 +479,32 @@ def show(
     name = None if variant in (None, BASE) else variant
     draft = _draft(path, read_tables(path), sets, name)
     rows = []
-    for place, text in _with_costs(scenario):
+    defaults = dump.defaults(scenario)
+    for place, text in _with_defaults(scenario, defaults):
+        origin = draft.origin(place)
         if place in draft.written:
             text = shown(draft.written[place])
-        origin = draft.origin(place)
         if place[-1] == "memory_max" and origin == "default":
             origin = "memory"
-        if place in dump.cost_defaults(scenario):
-            origin = "cost set"
+        if place in defaults:
+            _, origin = defaults[place]
         rows.append((".".join(place), text, origin))
     return rows
 
 
-def _with_costs(scenario: Scenario) -> Iterator[tuple[Place, str]]:
-    """All values, with what the cost set says about the swap device after its own."""
-    costs = dump.cost_defaults(scenario)
-    pending = list(costs.items())
+def _with_defaults(
+    scenario: Scenario, defaults: Mapping[Place, tuple[str, str]]
+) -> Iterator[tuple[Place, str]]:
+    """All values, with what the scenario leaves to other sets after the others of its table."""
+    pending = {place: text for place, (text, _) in defaults.items()}
     previous: Place = ()
     for place, text in dump.values(scenario):
-        if previous[:2] == ("host", "swap") and place[:2] != ("host", "swap"):
-            yield from pending
+        if place[:-1] != previous[:-1]:
+            for other in [other for other in pending if other[:-1] == previous[:-1]]:
+                yield other, pending.pop(other)
         yield place, text
         previous = place
+    yield from pending.items()
 
 
 def with_values(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:

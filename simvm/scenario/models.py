@@ -228,7 +228,7 @@ class GuestClass(Model):
         Literal["nested", "none"], one_of("nested", "none", later=("shadow",))
     ] = "nested"
     """none: a container on the same host."""
-    table_levels: f.Levels = 4
+    table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: Channel = Channel()
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
@@ -357,14 +357,14 @@ class Host(Model):
     ] = "kernel"
     fault_workers: f.Workers = 1
     """Threads behind the queue of userfaultfd."""
-    table_levels: f.Levels = 4
+    table_levels: f.SlatLevels | None = None
     """Levels of the SLAT."""
-    tagged_tlb: f.Flag = True
-    """Whether translations carry their guest's number (VPID, VMID), and so outlast its turn."""
-    invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
-    """What a changed SLAT entry drops: all translations of the guest (x86), or the range's."""
     contiguous: f.Flag = False
-    """Whether sixteen 4 KiB pages in a row may be one TLB entry (the contiguous hint of Arm)."""
+    """Whether sixteen pages of 4 KiB in a row may be one TLB entry: Arm's contiguous hint."""
+    tagged_tlb: f.Flag = True
+    """TLB entries bear their guest's tag (VPID, ASID, VMID); false: each VM entry drops all."""
+    invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
+    """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
     reclaim: Reclaim = Reclaim()
     swap: Swap = Swap()
     hugetlb: Hugetlb | None = None

@@ -28,6 +28,12 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "page_table_bytes": ("tables", "table_rows"),
     "first_touch": ("touches", "touch_rows"),
     "cache_laws": ("caches", "hit_rows"),
+    "replacement_laws": ("caches", "hit_rows"),
+    "set_laws": ("caches", "set_rows"),
+    "tlb_simulator": ("misses", "miss_rows"),
+    "gups": ("gups", "hit_rows"),
+    "gups_1g": ("gups", "twin_rows"),
+    "walk_caches": ("walk_caches", "load_rows"),
     "working_set": ("working_sets", "working_set_rows"),
     "fault_queue": ("queueing", "open_rows"),
     "closed_queue": ("queueing", "closed_rows"),
@@ -64,7 +70,8 @@ def run(
     list of dict
         ``target``, ``published``, ``simulated``, ``error`` (simulated less published, a
         share of it where ``measure`` is ``"relative"``), ``tolerance``, ``within``,
-        ``source``, and ``class``: ``"identity"``, ``"calibrated"`` or ``"predicted"``.
+        ``source``, ``class``: ``"identity"``, ``"calibrated"`` or ``"predicted"``, and
+        ``note``: what explains a known difference.
 
     Raises
     ------

@@ -7,6 +7,7 @@ independent reference model: each access is drawn anew); times are in any one un
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,20 +31,48 @@ def lru_hits(p: Probabilities, entries: int) -> float:
     A page is present if it was accessed in the last T accesses, where T is such that
     `entries` pages are present on average.
     """
+    return _hits(p, entries, lambda expected: -np.expm1(-expected))
+
+
+def fifo_hits(p: Probabilities, entries: int) -> float:
+    """The same under FIFO, and under random replacement, which hits as often.
+
+    A page that is entered stays for T accesses (on average, if the victim is random), and
+    is then absent until its next access, for 1 / p.
+    """
+    return _hits(p, entries, lambda expected: expected / (1 + expected))
+
+
+def set_lru_hits(p: Probabilities, sets: int, ways: int) -> float:
+    """Hit ratio of a set-associative LRU cache: Che's approximation in each set.
+
+    `p` is by page number; a page's set is its number mod `sets`.
+    """
+    parts = [p[number::sets] for number in range(sets)]
+    shares = [float(part.sum()) for part in parts]
+    return sum(
+        share * (lru_hits(part / share, ways) if len(part) > ways else 1)
+        for part, share in zip(parts, shares, strict=True)
+    )
+
+
+def _hits(
+    p: Probabilities, entries: int, present: Callable[[Probabilities], Probabilities]
+) -> float:
+    """The hit ratio when T is such that `entries` pages are present on average.
+
+    `present` is how likely a page is to be there, given its expected accesses in T.
+    """
     low, high = 0.0, 1.0
-    while _present(p, high) < entries:
+    while present(p * high).sum() < entries:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        if _present(p, middle) < entries:
+        if present(p * middle).sum() < entries:
             low = middle
         else:
             high = middle
-    return float((p * -np.expm1(-p * low)).sum())
-
-
-def _present(p: Probabilities, time: float) -> float:
-    return float(-np.expm1(-p * time).sum())
+    return float((p * present(p * low)).sum())
 
 
 def working_set(p: Probabilities, window: int) -> float:

@@ -88,6 +88,13 @@ class Machine:
             if reason not in (self._core.RUN_BUDGET, self._core.RUN_TRAIN):
                 raise SimulationFailed(f"a vCPU alone on its host stopped for reason {reason}")
 
+    def counted(self, vcpu: Any, stream: Any, accesses: int) -> dict[str, int]:
+        """Run, and by how much each counter of the vCPU grew."""
+        before = vcpu.counters()
+        self.run(vcpu, stream, accesses)
+        after = vcpu.counters()
+        return {name: after[name] - before[name] for name in after}
+
     def populate(self, stride: int = ORDER_BYTES[0]) -> Any:
         """Write every `stride` bytes of the region once; the vCPU that did it."""
         vcpu = self.vcpu(MmuGeometry.bare())

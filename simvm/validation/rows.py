@@ -29,6 +29,8 @@ class Row:
     measure: Measure
     source: str
     kind: Kind
+    note: str = ""
+    """What explains a difference that is known; empty where the row is held to be within."""
 
     @property
     def error(self) -> float:
@@ -53,6 +55,7 @@ class Row:
             "measure": self.measure,
             "source": self.source,
             "class": self.kind,
+            "note": self.note,
         }
 
 
