@@ -120,6 +120,7 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", "costs = 3", "host.costs", "a table", "slat_fault_2m"),
         ("host", "[[host.node]]\ncores = 1", "host.node", "not modelled", "remove"),
         ("guest", "count = 0", "guest.g.count", "more than 0", "1 or more"),
+        ("guest", "count = 65535", "guest.g.count", "at most 65,534 guests, not 65,535", "less"),
         ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "hotplug is not", "remove"),
         ("guest", 'stop = "1s"\nstart = "2s"', "guest.g.stop", "later than start", "2s"),
         ("guest", 'stagger = "1s"', "guest.g.stagger", "one guest alone", "remove"),

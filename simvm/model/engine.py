@@ -114,7 +114,7 @@ class Simulation:
     @property
     def accesses(self) -> int:
         """Accesses done by all guests."""
-        return sum(v.counters()["accesses"] for g in self.guests for v in g.vcpus)
+        return sum(v.core.counters()["accesses"] for g in self.guests for v in g.vcpus)
 
     def _life(self, guest: Guest) -> Process:
         config = guest.config

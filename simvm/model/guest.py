@@ -18,9 +18,10 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES, PAGE
+from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.host import STRUCT_PAGE_BYTES
+from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
 from simvm.model.vcpu import VirtualCpu
 
@@ -76,6 +77,15 @@ def entries_of(table: _core.PageTable) -> int:
     return sum(table.leaves) + table.table_pages - 1
 
 
+def new_table(
+    shape: TableFormat, memory: _core.BlockAllocator, *, mirrored: bool = False
+) -> _core.PageTable:
+    """An empty page table of a format."""
+    return _core.PageTable(
+        shape.levels, memory, mirrored, root_bits=shape.root_bits, contiguous=shape.contiguous
+    )
+
+
 class Guest:
     """One virtual machine or container."""
 
@@ -126,6 +136,7 @@ class Guest:
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
         self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
+        self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
 
     @property
@@ -137,10 +148,10 @@ class Guest:
     def create(self) -> None:
         """Make what the guest needs before it runs: what backs it, and its physical memory."""
         host = self.host.settings
-        cpu, levels = self.host.cpu, self.config.table_levels
-        shape = cpu.host_format(host.table_levels) if self.is_vm else cpu.guest_format(levels)
+        slat = self.host.cpu.host_format(host.table_levels, contiguous=host.contiguous)
+        shape = slat if self.is_vm else self._table_format
         frames = self.host.memory.frames
-        table = _core.PageTable(shape.levels, frames, mirrored=self.nested)
+        table = new_table(shape, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.is_vm else 0,
@@ -148,7 +159,7 @@ class Guest:
             shadow=self.shadow,
         )  # fmt: skip
         self.slat = table
-        self.kernel_space = _core.AddressSpace(0, table, None)
+        self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
         self.alive = True
         self.host.guests[self.owner] = self
         self.note_backed()
@@ -162,23 +173,28 @@ class Guest:
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.is_vm:
-                shape = self.host.cpu.guest_format(self.config.table_levels)
-                table = _core.PageTable(shape.levels, self.memory)
+                table = new_table(self._table_format, self.memory)
                 self.processes[name] = Space(self._walked(asid, table), table, FIRST_ADDRESS)
             else:
                 # Containers share one table; each process has its own part of it.
-                core = _core.AddressSpace(asid, self.slat, None)
+                core = _core.AddressSpace(asid, self.slat, None, self.owner)
                 self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
         return self.processes[name]
+
+    @property
+    def _table_format(self) -> TableFormat:
+        """Of a guest's tables, or of a container's."""
+        levels, contiguous = self.config.table_levels, self.host.settings.contiguous
+        return self.host.cpu.guest_format(levels, contiguous=contiguous)
 
     def _walked(self, asid: int, table: _core.PageTable) -> _core.AddressSpace:
         """What the processor walks for a process of a virtual machine."""
         if self.shadow is None:
-            return _core.AddressSpace(asid, self.slat, table)
+            return _core.AddressSpace(asid, self.slat, table, self.owner)
         # Beside each shadow page KVM has one that names the guest page of each entry.
-        shadow = _core.PageTable(table.levels, self.host.memory.frames, mirrored=True)
+        shadow = new_table(self._table_format, self.host.memory.frames, mirrored=True)
         self.shadow.add(table, shadow)
-        return _core.AddressSpace(asid, shadow, None)
+        return _core.AddressSpace(asid, shadow, None, self.owner)
 
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
         """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
@@ -207,8 +223,7 @@ class Guest:
             self.shadow.note_writes(entries - entries_of(space.table))
             for start, length in extents:
                 self.shadow.drop(start, length)
-        for vcpu in self.vcpus:
-            vcpu.invalidate((space.core.asid, 0, 1 << 57))
+        self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
         self._drop_if_empty(region)
         return extents
 
@@ -244,18 +259,27 @@ class Guest:
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
+        for mmu in self.mmus.values():
+            mmu.forget(self.owner)
+        for vcpu in self.vcpus:
+            self.host.cores.forget(vcpu)
         self.note_backed()
 
     # --- what the host does to it -------------------------------------------------------
 
     def invalidate(self, address: int, size: int) -> None:
-        """A mapping of [address, address + size) changed: every vCPU drops what it must."""
+        """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
-        for vcpu in self.vcpus:
-            if self.is_vm:
-                vcpu.invalidate(None)
-            else:
-                vcpu.invalidate((address // FIRST_ADDRESS, address, size))
+        if not self.is_vm:
+            self._queue_flush(VaRange(address // FIRST_ADDRESS, address, size))
+        elif self.nested and self.host.settings.invalidation == "range":
+            self._queue_flush(GpaRange(address, size))
+        else:
+            self._queue_flush(None)
+
+    def _queue_flush(self, flush: Flush) -> None:
+        for mmu in self.mmus.values():
+            mmu.queue(self.owner, flush)
 
     def shoot_down(self) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""

@@ -25,7 +25,7 @@ MMU_COUNTERS = (
 def guest_values(guest: Guest) -> dict[str, int]:
     """A guest's gauges and counters."""
     backed = guest.backed_by_order
-    mmu = add_up([vcpu.counters() for vcpu in guest.vcpus])
+    mmu = add_up([vcpu.core.counters() for vcpu in guest.vcpus])
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
     faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
     values = guest.holdings()

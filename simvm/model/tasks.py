@@ -113,7 +113,7 @@ class Task:
         return add_up([vcpu.account.parts() for vcpu in self.vcpus])
 
     def _counters(self) -> dict[str, int]:
-        return add_up([vcpu.counters() for vcpu in self.vcpus])
+        return add_up([vcpu.core.counters() for vcpu in self.vcpus])
 
     def _access(
         self, phase: Phase, repetition: int, region: NamedRegion, record: PhaseRecord

@@ -25,6 +25,9 @@ STRUCT_PAGE_BYTES: Final = 64
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
 
+_MOST_GUESTS: Final = 65534
+"""Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -45,6 +48,13 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
+    count = sum(guest.count for guest in scenario.guests.values())
+    if count > _MOST_GUESTS:
+        most = max(scenario.guests, key=lambda name: scenario.guests[name].count)
+        yield Finding(
+            f"guest.{most}.count", f"a host has at most {_MOST_GUESTS:,} guests, not {count:,}",
+            "write less", ("guest",),
+        )  # fmt: skip
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
     if scenario.scenario.duration == "work" and not working:
