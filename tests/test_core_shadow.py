@@ -41,7 +41,7 @@ class Guest:
         self.shadow.add(self.guest_table, self.shadow_table)
         self.space = _core.AddressSpace(1, self.shadow_table)
         self.region = _core.Region(BASE, size, ORDER[guest_page])
-        self.mmu = _core.Mmu(geometry)
+        self.mmu = _core.Mmu(geometry, targets=True)
         self.vcpu = _core.Vcpu(self.mmu)
         self.vcpu.set_costs((1, 1, 1), 0, 0)
         self.vcpu.set_phase(1, 1.0)
@@ -109,6 +109,18 @@ class Guest:
                 found.append(leaf)
             va += PAGE if leaf is None else PAGE << 9 * leaf.order
         return found
+
+    def check_translation(self, va: int) -> None:
+        """What the processor makes of an address is where guest and host have it now, or none."""
+        status, address = self.mmu.translate(self.space, va)
+        guest = self.guest_table.lookup(va)
+        host = None if guest is None else self.table.lookup(guest.target + va - guest.base)
+        if status == _core.OK:
+            assert guest is not None
+            assert host is not None
+            assert address == host.target + guest.target + va - guest.base - host.base
+        else:
+            assert self.shadow_table.lookup(va) is None
 
     def check(self) -> None:
         """Each shadow leaf maps what the guest and the host map there now; nothing is lost."""
@@ -322,7 +334,7 @@ def test_a_shadow_table_has_the_levels_of_its_guest() -> None:
 def test_no_shadow_leaf_maps_a_frame_that_the_host_has_taken(
     guest_page: int, host_page: int, steps: list[tuple[int, int, int]]
 ) -> None:
-    """Accesses, zaps, swap-outs, splits and frees in any order."""
+    """Accesses, zaps, swap-outs, splits and frees in any order, each with the flush it needs."""
     guest = Guest(guest_page, host_page)
     slot = 512
     for action, at, pages in [(0, 0, 500), *steps]:
@@ -342,7 +354,11 @@ def test_no_shadow_leaf_maps_a_frame_that_the_host_has_taken(
             guest.host.split_partial(1, 1)
         elif action == 6 and guest.region.size:
             guest.free_tail(min(guest.region.size, -(-pages * PAGE // guest_page) * guest_page))
-        guest.mmu.flush_all()
+            guest.mmu.flush_asid(1)
+        if 2 <= action <= 5:
+            guest.mmu.flush_guest()
+        for offset in range(0, guest.region.size, 37 * PAGE):
+            guest.check_translation(BASE + offset)
         guest.check()
     guest.backing.destroy()
     assert guest.free - guest.host.free_bytes == guest.in_flight * PAGE
