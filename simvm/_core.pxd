@@ -1,5 +1,6 @@
 cimport simvm.core.blocks as blocks
 cimport simvm.core.mmu as mmu
+cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
 cimport simvm.core.vcpu as vcpu
@@ -37,12 +38,18 @@ cdef class HostMemory:
     cdef vcpu.Host c
     cdef readonly BlockAllocator frames
     cdef readonly dict backings
-    cdef table.Table *_table_of(self, uint32_t folio) except NULL
+    cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL
+
+
+cdef class Shadow:
+    cdef shadow.Shadow c
+    cdef readonly list tables
 
 
 cdef class Backing:
     cdef vcpu.Backing c
     cdef readonly HostMemory host
+    cdef readonly Shadow shadow
     cdef readonly PageTable page_table
 
 

@@ -5,6 +5,7 @@ door to Python. It validates, owns memory, and gives one class to each structure
 
 * `BlockAllocator`, `HostMemory`: memory in 2 MiB blocks; frames, folios, hugetlb pool
 * `PageTable`, `AddressSpace`, `Mmu`: translation (docs/translation.md)
+* `Shadow`: shadow tables, for a guest without a SLAT
 * `Backing`, `Region`, `Stream`, `Vcpu`: a vCPU that runs accesses in a named region
 
 It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, times ns.
@@ -24,6 +25,7 @@ cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu
 cimport simvm.core.run as run
+cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
 cimport simvm.core.vcpu as vcpu
@@ -570,5 +572,6 @@ cdef int set_up_lines(lines.LineCache *c, shape) except -1:
     return 0
 
 
+include "core/shadow.pxi"
 include "core/hostmem.pxi"
 include "core/running.pxi"

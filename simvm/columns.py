@@ -64,8 +64,10 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("backed_1g_bytes", "The part of backed that is mapped by 1 GiB leaves."),
     _gauge("touched_bytes", "4 KiB for each guest page accessed since it was last allocated."),
     _gauge("committed_bytes", "What the guest was promised."),
-    _gauge("tables_bytes", "SLAT, host and guest page tables, without deposited ones."),
+    _gauge("tables_bytes", "SLAT, shadow, host and guest page tables, without deposited ones."),
     _gauge("slat_tables_bytes", "Second-level tables (guest physical to host physical)."),
+    _gauge("shadow_tables_bytes", "Shadow paging: shadow tables, with the page beside each, and "
+           "the reverse map."),
     _gauge("host_tables_bytes", "The VMM's own page tables in the host."),
     _gauge("guest_tables_bytes", "Page tables inside the guest; they are in backed as well."),
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
@@ -90,8 +92,11 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("walk_loads", "loads", "Page-table entries loaded by completed walks."),
     _count("walk_cycles", "cycles", "Cycles of completed walks, whether hidden or not."),
     _count("guest_faults", "faults", "Page faults served by the guest's kernel."),
+    _count("page_table_writes", "entries", "Shadow paging: guest page-table entries written, each "
+           "of which trapped."),
+    _count("shadow_fills", "entries", "Shadow paging: entries filled by the host."),
     _count("slat_faults", "faults", "Faults on missing second-level entries (in a container: host "
-           "page faults)."),
+           "page faults; under shadow paging: guest memory not backed)."),
     _count("slat_faults_4k", "faults", "The part of them that backed 4 KiB."),
     _count("slat_faults_2m", "faults", "The part of them that backed 2 MiB."),
     _count("slat_faults_1g", "faults", "The part of them that backed 1 GiB."),
@@ -110,6 +115,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("think_ns", "Pauses that the workload itself asks for."),
     _time("translation_ns", "Walks and TLB penalties that execution did not hide."),
     _time("guest_fault_ns", "The guest's own page faults, its zeroing included."),
+    _time("page_table_trap_ns", "Shadow paging: writes to guest page tables, and exits on missing "
+          "shadow entries."),
     _time("fault_wait_ns", "SLAT faults: waiting for a worker or a lock."),
     _time("fault_service_ns", "SLAT faults: exit, allocation (direct reclaim included), zeroing, "
           "mapping."),
@@ -145,6 +152,7 @@ ELAPSED_PARTS: Final[tuple[str, ...]] = (
     "think_ns",
     "translation_ns",
     "guest_fault_ns",
+    "page_table_trap_ns",
     "fault_wait_ns",
     "fault_service_ns",
     "swap_in_ns",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import scenarios_small as small
-from scenarios_small import BLOCK, MIB, MS, US
+from scenarios_small import BLOCK, MIB, MS, PAGE, US
 
 from simvm.columns import ELAPSED_PARTS
 from simvm.errors import EXIT_FAILED, SimulationFailed
@@ -58,6 +58,10 @@ BUSY: dict[str, Scenario] = {
     "zeroing, thinking, freeing": small.scenario({"vm": small.guest(
         small.phase(accesses=3_000, think_time=700, write_fraction=0.5, free="all", repeat=3),
         zeroing="guest", boot=8 * MIB, vmm_overhead=4 * MIB, channel={"kind": "passthrough"},
+    )}),
+    "shadow paging, freeing": small.scenario({"vm": small.guest(
+        small.phase(free="all", repeat=2), page_size=PAGE, virtualization="shadow",
+        channel={"kind": "passthrough"},
     )}),
     "container": small.scenario({"box": small.container(
         small.phase(threads=2, free=32 * MIB), small.phase(allocate=None), vcpus=2

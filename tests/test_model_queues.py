@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -66,10 +67,10 @@ def test_cores_are_handed_over_in_the_order_of_asking() -> None:
 
     def run(number: int) -> Process:
         yield env.timeout(number)
-        yield from cores.acquire()
+        core = yield from cores.acquire()
         order.append((number, env.now))
         yield env.timeout(100)
-        cores.release()
+        cores.release(core)
 
     for number in range(6):
         env.process(run(number))
@@ -80,49 +81,143 @@ def test_cores_are_handed_over_in_the_order_of_asking() -> None:
     assert not cores.contended
 
 
+def take(cores: Cores, who: str | None = None) -> int:
+    """The number of a core that is free."""
+    with pytest.raises(StopIteration) as done:
+        next(cores.acquire(who))
+    return int(done.value.value)
+
+
+def test_a_vcpu_comes_back_to_its_core() -> None:
+    cores = Cores(Clock(), 4)
+    assert [take(cores, who) for who in "abc"] == [0, 1, 2]
+    for core in (1, 2, 0):
+        cores.release(core)
+    assert take(cores, "c") == 2
+    assert take(cores, "d") == 3      # nobody's, though others are free
+    assert take(cores) == 1           # left longest ago
+    assert take(cores, "b") == 0      # away from home
+    cores.release(1)
+    cores.release(0)
+    assert take(cores, "b") == 0      # now its home
+    assert take(cores, "e") == 1
+
+
+def test_the_core_of_who_will_not_come_back_is_nobodys() -> None:
+    cores = Cores(Clock(), 2)
+    assert [take(cores, who) for who in "ab"] == [0, 1]
+    cores.release(0)
+    cores.release(1)
+    cores.forget("b")
+    cores.forget("b")
+    assert take(cores, "c") == 1
+
+
+def shared(homes: str, cores: int, slices: int) -> list[tuple[str, int]]:
+    """Named users that each run for 10 ns again and again: (who, core) in order."""
+    env = Clock()
+    of = Cores(env, cores)
+    ran: list[tuple[str, int]] = []
+
+    def run(who: str) -> Process:
+        for _ in range(slices):
+            core = yield from of.acquire(who)
+            ran.append((who, core))
+            yield env.timeout(10)
+            of.release(core)
+
+    for who in homes:
+        env.process(run(who))
+    env.run()
+    return ran
+
+
+def test_vcpus_that_share_cores_evenly_stay_where_they_are() -> None:
+    ran = shared("abcd", cores=2, slices=50)
+    assert {who: {core for each, core in ran if each == who} for who in "abcd"} == {
+        "a": {0}, "b": {1}, "c": {0}, "d": {1},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("users", "cores"), [("abc", 2), ("abcdefg", 3), ("ab", 1)])
+def test_vcpus_that_share_cores_all_have_their_turn(users: str, cores: int) -> None:
+    """Nobody is passed by more often than there are others, also with uneven shares."""
+    ran = [who for who, _ in shared(users, cores, slices=60)]
+    for who in users:
+        turns = [place for place, each in enumerate(ran) if each == who]
+        assert len(turns) == 60
+        gaps = [after - before for before, after in pairwise(turns)]
+        assert max(gaps) <= 2 * len(users)
+
+
+def test_who_has_no_home_does_not_starve() -> None:
+    """Two vCPUs of one core hand it to each other; a kernel thread comes in its turn."""
+    env = Clock()
+    cores = Cores(env, 1)
+    served: list[int] = []
+
+    def run(who: str) -> Process:
+        for _ in range(20):
+            core = yield from cores.acquire(who)
+            yield env.timeout(10)
+            cores.release(core)
+
+    def thread() -> Process:
+        yield env.timeout(45)
+        core = yield from cores.acquire()
+        served.append(env.now)
+        cores.release(core)
+
+    for each in (run("a"), run("b"), thread()):
+        env.process(each)
+    env.run()
+    assert served == [60]     # b waited already
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(0, 20), st.integers(0, 10), st.integers(0, 40)),
-        min_size=1, max_size=25,
+        st.tuples(st.integers(0, 20), st.integers(0, 10), st.integers(0, 40),
+                  st.sampled_from([None, "a", "b", "c", "d"])),
+        min_size=1, max_size=25, unique_by=lambda plan: plan[3] or object(),
     ),
     st.integers(1, 3),
 )  # fmt: skip
-def test_interrupted_waits_lose_no_core(plans: list[tuple[int, int, int]], n: int) -> None:
+def test_interrupted_waits_lose_no_core(
+    plans: list[tuple[int, int, int, str | None]], n: int
+) -> None:
     """Also when the interrupt comes at the moment at which the core is granted."""
     env = Clock()
     cores = Cores(env, n)
-    holding = most = 0
+    holding: list[int] = []
 
-    def run(start: int, hold: int) -> Process:
-        nonlocal holding, most
-        got = False
+    def run(start: int, hold: int, who: str | None) -> Process:
+        core = None
         try:
             yield env.timeout(start)
-            yield from cores.acquire()
-            got = True
-            holding += 1
-            most = max(most, holding)
+            core = yield from cores.acquire(who)
+            assert core not in holding
+            assert 0 <= core < n
+            holding.append(core)
             yield env.timeout(hold)
         except simpy.Interrupt:
             pass
         finally:
-            if got:
-                holding -= 1
-                cores.release()
+            if core is not None:
+                holding.remove(core)
+                cores.release(core)
 
     def stop(victim: simpy.Process, at: int) -> Process:
         yield env.timeout(at)
         if victim.is_alive:
             victim.interrupt()
 
-    for start, hold, at in plans:
-        env.process(stop(env.process(run(start, hold)), at))
+    for start, hold, at, who in plans:
+        env.process(stop(env.process(run(start, hold, who)), at))
     env.run()
-    assert holding == 0
-    assert most <= n
+    assert holding == []
     assert not cores.contended
-    for _ in range(n):  # every core is free again: taking them waits for nothing
-        assert list(cores.acquire()) == []
+    # Every core is free again: taking them waits for nothing.
+    assert sorted(take(cores) for _ in range(n)) == list(range(n))
     waiting = cores.acquire()
     next(waiting)
     assert cores.contended

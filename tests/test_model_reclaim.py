@@ -331,15 +331,18 @@ def test_partly_unmapped_blocks_are_the_first_to_go() -> None:
 
 def test_an_invalidation_during_an_interruption_is_applied_at_the_next_entry() -> None:
     made = small.simulation(small.scenario())
+    made.guests[0].create()
     vcpu = made.guests[0].vcpus[0]
     list(vcpu.enter_core())
+    list(vcpu._catch_up())
     vcpu.kick()
     entering = vcpu._catch_up()
     next(entering)                 # the vCPU pays for the interruption
-    vcpu.invalidate(None)          # and is told of another change meanwhile
+    made.guests[0].invalidate(0, PAGE)      # and something else changes meanwhile
+    assert vcpu._mmu._pending
     made.guests[0].host.env.step()
     assert list(entering) == []
-    assert vcpu._flushes == []
+    assert not vcpu._mmu._pending
 
 
 @pytest.mark.long

@@ -120,10 +120,12 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", "costs = 3", "host.costs", "a table", "slat_fault_2m"),
         ("host", "[[host.node]]\ncores = 1", "host.node", "not modelled", "remove"),
         ("guest", "count = 0", "guest.g.count", "more than 0", "1 or more"),
+        ("guest", "count = 65535", "guest.g.count", "at most 65,534 guests, not 65,535", "less"),
         ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "hotplug is not", "remove"),
         ("guest", 'stop = "1s"\nstart = "2s"', "guest.g.stop", "later than start", "2s"),
         ("guest", 'stagger = "1s"', "guest.g.stagger", "one guest alone", "remove"),
-        ("guest", 'virtualization = "shadow"', "guest.g.virtualization", "not modelled", "nested"),
+        ("guest", 'virtualization = "paravirtual"', "guest.g.virtualization",
+         "nested, shadow", "one of"),
         ("guest", 'channel = { kind = "balloon" }', "guest.g.channel.kind", "not modelled",
          "passthrough"),
         ("guest", 'boot = "-1GiB"', "guest.g.boot", "negative", "such as"),
@@ -480,3 +482,11 @@ def test_memory_beyond_the_reach_of_the_tables(tmp_path: Path) -> None:
 def test_the_contiguous_hint_of_an_arm_cpu(tmp_path: Path) -> None:
     sets = ("host.cpu=neoverse_n1", "host.contiguous=true")
     assert mistakes(tmp_path, sets=sets) == []
+
+
+def test_shadow_paging_is_of_x86(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, sets=("guest.g.virtualization=shadow",)) == []
+    sets = ("host.cpu=neoverse_n1", "guest.g.virtualization=shadow")
+    found = only(mistakes(tmp_path, sets=sets))
+    assert found.key == "guest.g.virtualization"
+    assert "on x86 alone" in found.rule

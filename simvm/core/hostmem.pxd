@@ -8,8 +8,10 @@ from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_
                                 free_2m,
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
+from simvm.core.shadow cimport shadow_drop_leaf, shadow_test_and_clear_accessed
 from simvm.core.table cimport (LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_accessed, clear_entry, find_entry, find_leaf, index_in, is_child, prune_up,
+                               clear_accessed, clear_entry, find_entry, find_leaf, index_in,
+                               is_child, prune_up,
                                span_of, table_split, withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
@@ -70,11 +72,14 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
         old = entry[0]
         if old & LEAF and (base < start or base + span > end):
             if not b.from_pool:
+                shadow_drop_leaf(b.shadow, entry, base, level - 1)
                 if table_split(b.table, node, index_in(b.table, at, level)) != 0:
                     return -1
                 z.splits += 1
                 continue
         elif old != 0:
+            if old & LEAF:
+                shadow_drop_leaf(b.shadow, entry, base, level - 1)
             clear_entry(b.table, node, index_in(b.table, at, level))
             if old & SWAPPED:
                 slots[z.slots] = old >> 12
@@ -87,15 +92,23 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
     return 0
 
 
-cdef inline bint test_and_clear_accessed(Table *t, uint64_t address) noexcept nogil:
+cdef inline bint test_and_clear_accessed(Backing *b, uint64_t address) noexcept nogil:
     cdef Node *at = NULL
     cdef int order = 0
-    cdef uint64_t *entry = find_leaf(t, address, &at, &order)
-    return entry != NULL and clear_accessed(t, at, entry - at.entry)
+    cdef uint64_t *entry = find_leaf(b.table, address, &at, &order)
+    cdef bint before
+    if entry == NULL:
+        return False
+    before = clear_accessed(b.table, at, entry - at.entry)
+    if b.shadow != NULL:
+        address &= ~(span_of(order) - 1)
+        before = shadow_test_and_clear_accessed(b.shadow, address, order) or before
+    return before
 
 
-cdef inline int swap_out(Host *h, Table *t, uint32_t folio, uint64_t slot) noexcept nogil:
+cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noexcept nogil:
     """Replace a folio's mapping by swap entries. Its frames stay taken (writeback)."""
+    cdef Table *t = b.table
     cdef uint64_t address = (h.folios.owner[folio] & 0xFFFFFFFFFFULL) << 12
     cdef Node *at = NULL
     cdef int order = 0, i
@@ -103,6 +116,7 @@ cdef inline int swap_out(Host *h, Table *t, uint32_t folio, uint64_t slot) noexc
     if (entry == NULL or order != folio_order(&h.folios, folio)
             or entry[0] & TARGET != folio_address(&h.folios, folio)):
         return -1
+    shadow_drop_leaf(b.shadow, entry, address, order)
     folio_remove(&h.folios, folio)
     if order == 0:
         entry[0] = (slot << 12) | SWAPPED
@@ -119,8 +133,9 @@ cdef inline int swap_out(Host *h, Table *t, uint32_t folio, uint64_t slot) noexc
     return break_2m(&h.frames, folio_address(&h.folios, folio))
 
 
-cdef inline int split_folio(Host *h, Table *t, uint32_t folio, int which) noexcept nogil:
+cdef inline int split_folio(Host *h, Backing *b, uint32_t folio, int which) noexcept nogil:
     """Split a 2 MiB folio and its mapping into pages, which go to the head of a list."""
+    cdef Table *t = b.table
     cdef uint64_t owner = h.folios.owner[folio]
     cdef uint64_t address = (owner & 0xFFFFFFFFFFULL) << 12
     cdef uint64_t frame = folio_address(&h.folios, folio)
@@ -130,6 +145,7 @@ cdef inline int split_folio(Host *h, Table *t, uint32_t folio, int which) noexce
     cdef uint64_t *entry = find_leaf(t, address, &at, &order)
     if entry == NULL or order != 1 or entry[0] & TARGET != frame:
         return -1
+    shadow_drop_leaf(b.shadow, entry, address, order)
     if table_split(t, at, index_in(t, address, 2)) != 0:
         return -1
     folio_remove(&h.folios, folio)
@@ -141,8 +157,12 @@ cdef inline int split_folio(Host *h, Table *t, uint32_t folio, int which) noexce
     return 0
 
 
-cdef inline int split_partial(Host *h, Table *t, uint32_t folio, int which) noexcept nogil:
-    """Split a partly unmapped block: free what is not mapped; how many pages that were."""
+cdef inline int split_partial(Host *h, Backing *b, uint32_t folio, int which) noexcept nogil:
+    """Split a partly unmapped block: free what is not mapped; how many pages that were.
+
+    Its mapping was split when a part of it was unmapped, so no leaf changes.
+    """
+    cdef Table *t = b.table
     cdef uint64_t owner = h.folios.owner[folio]
     cdef uint64_t address = (owner & 0xFFFFFFFFFFULL) << 12
     cdef uint64_t frame = folio_address(&h.folios, folio)
@@ -244,16 +264,16 @@ cdef inline bint claim_pages(uint64_t *claimed, uint64_t address, uint64_t n) no
     return alone
 
 
-cdef inline bint claim_below(const Node *node, uint64_t *claimed) noexcept nogil:
-    """Set the bits of a table page, its mirror, and all it leads to."""
+cdef inline bint claim_below(const Node *node, uint64_t *claimed, bint data) noexcept nogil:
+    """Set the bits of a table page, its mirror, and all it leads to (tables alone: not `data`)."""
     cdef bint alone = claim_pages(claimed, node.address, 1)
     cdef int i
     if node.mirror != NO_PAGE:
         alone = claim_pages(claimed, node.mirror, 1) and alone
     for i in range(node.entries):
         if is_child(node.entry[i]):
-            alone = claim_below(child_of(node.entry[i]), claimed) and alone
-        elif node.entry[i] & LEAF:
+            alone = claim_below(child_of(node.entry[i]), claimed, data) and alone
+        elif data and node.entry[i] & LEAF:
             alone = claim_pages(claimed, node.entry[i] & TARGET,
                                 span_of(node.level - 1) >> 12) and alone
     return alone

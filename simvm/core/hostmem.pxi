@@ -96,11 +96,11 @@ cdef class HostMemory:
     def address_of(self, uint32_t folio):
         return folios.folio_address(&self.c.folios, folio)
 
-    cdef table.Table *_table_of(self, uint32_t folio) except NULL:
+    cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL:
         cdef Backing backing = self.backings.get(self.c.folios.owner[folio] >> 40)
         if backing is None:
             raise ValueError(f"folio {folio} has no owner")
-        return backing.c.table
+        return &backing.c
 
     def scan(self, int which, uint64_t pages):
         """Folios from the old end of a list, and whether each was accessed since.
@@ -110,11 +110,9 @@ cdef class HostMemory:
         cdef uint32_t i = self.c.folios.tail[which]
         cdef uint64_t seen = 0
         cdef list found = []
-        cdef table.Table *t
         while i != blocks.NIL and seen < pages:
-            t = self._table_of(i)
             found.append((i, bool(hostmem.test_and_clear_accessed(
-                t, (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12))))
+                self._backing_of(i), (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12))))
             seen += 512 if folios.folio_order(&self.c.folios, i) else 1
             i = self.c.folios.prev[i]
         return found
@@ -133,12 +131,12 @@ cdef class HostMemory:
 
         A 2 MiB folio becomes 512 pages, mapping and frames.
         """
-        if hostmem.swap_out(&self.c, self._table_of(folio), folio, slot) != 0:
+        if hostmem.swap_out(&self.c, self._backing_of(folio), folio, slot) != 0:
             raise ValueError(f"folio {folio} is not mapped by its owner")
 
     def split(self, uint32_t folio, int which):
         """Split a 2 MiB folio into pages at the young end of a list."""
-        if hostmem.split_folio(&self.c, self._table_of(folio), folio, which) != 0:
+        if hostmem.split_folio(&self.c, self._backing_of(folio), folio, which) != 0:
             raise ValueError(f"folio {folio} is not a mapped 2 MiB folio")
 
     def split_partial(self, int which, int limit):
@@ -148,7 +146,7 @@ cdef class HostMemory:
         cdef int n = 0
         while n < limit and self.c.folios.head[PARTIAL_LIST] != blocks.NIL:
             i = self.c.folios.tail[PARTIAL_LIST]
-            pages += hostmem.split_partial(&self.c, self._table_of(i), i, which)
+            pages += hostmem.split_partial(&self.c, self._backing_of(i), i, which)
             n += 1
         return n, pages << 12
 
@@ -159,10 +157,11 @@ cdef class Backing:
     `order` is what a fault maps if it can (1: 2 MiB, falling back to 4 KiB); `from_pool`
     takes hugetlb pages instead; `deposits` keeps a page table for each 2 MiB leaf, as
     anonymous memory does; `end` is where guest memory ends (0 for a container).
+    With a `shadow` the processor does not walk `page_table`, but the shadow's tables.
     """
 
     def __cinit__(self, HostMemory host, PageTable page_table, int owner, int order, uint64_t end,
-                  deposits=True, from_pool=False):
+                  deposits=True, from_pool=False, Shadow shadow=None):
         if owner in host.backings or not 0 <= owner < 1 << 23:
             raise ValueError(f"owner (={owner}) must be new and below 2^23")
         if page_table.c.granule != 12:
@@ -176,6 +175,8 @@ cdef class Backing:
         self.c.end = end
         self.c.deposits = deposits
         self.c.from_pool = from_pool
+        self.shadow = shadow
+        self.c.shadow = NULL if shadow is None else &shadow.c
         host.backings[owner] = self
 
     @property
@@ -216,13 +217,24 @@ cdef class Backing:
         False when one of them was set before, and so has two owners.
         """
         cdef uint64_t i
-        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0])
+        cdef table.Table *shadow_table
+        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0], True)
         for i in range(self.c.table.n_deposits):
             alone = hostmem.claim_pages(&claimed[0], self.c.table.deposits[i], 1) and alone
+        for i in range(0 if self.shadow is None else self.shadow.c.n_processes):
+            shadow_table = self.shadow.c.process[i].table
+            alone = hostmem.claim_below(shadow_table.root, &claimed[0], False) and alone
         return alone
+
+    def shadow_agrees(self):
+        """Whether each shadow leaf maps what guest and host map now: the thorough check."""
+        return self.shadow is None or bool(shadow.shadow_agrees(&self.shadow.c, self.c.table))
 
     def destroy(self):
         """Give everything back: data, tables, deposits. Returns freed swap slots."""
+        if self.shadow is not None:
+            self.c.shadow = NULL
+            self.shadow.destroy()
         slots = self.zap(0, table.reach_of(self.c.table))[2]
         self.page_table.destroy()
         del self.host.backings[self.c.owner]

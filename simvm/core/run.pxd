@@ -9,6 +9,7 @@ from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport Assoc, likely, prefetch
 from simvm.core.mmu cimport (GUEST_FAULT, IS_DIRTY, OK, Mmu, Space, Tlb, access_missing_l1,
                              set_dirty, tlb_find)
+from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport Stream, stream_ready
 from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
@@ -138,7 +139,7 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
                     uint64_t budget, uint64_t deadline) noexcept nogil:
     """Run until `budget` accesses are done or `deadline` cycles are used, or for a reason."""
     cdef Mmu *m = v.mmu
-    cdef uint64_t start = m.spent, time = 0, left = budget
+    cdef uint64_t start = m.spent, time = 0, left = budget, word
     cdef uint64_t limit = deadline << 16 if deadline < <uint64_t>1 << 47 else ~<uint64_t>0
     cdef int status
     m.count = &v.count
@@ -154,6 +155,9 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
         status = run_accesses(v, s, region, stream, &left, &time, limit)
         if status == NO_GUEST_PAGE:
             status = guest_fault(v, s, memory, region, m.fault)
+        elif status == NO_HOST_PAGE and b.shadow != NULL:
+            word = stream.next[stream.at]
+            status = shadow_fault(v, s, b, memory, region, region.base + (word >> 1), word & 1)
         elif status == NO_HOST_PAGE:
             status = back(v, s, b, region, m.fault)
         else:

@@ -10,6 +10,7 @@ from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2
 from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.flush cimport flush_all
 from simvm.core.mmu cimport OK, Counters, Mmu, Space
+from simvm.core.shadow cimport Shadow
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, SWAPPED, Node, Table, deposit, find_entry,
                                span_of, table_map)
 
@@ -48,6 +49,7 @@ cdef struct Backing:
     bint from_pool
     uint64_t end             # of guest memory; 0: none, a huge page ends with its region
     uint64_t fallbacks
+    Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
 
 cdef struct Region:
     uint64_t base

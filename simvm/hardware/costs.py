@@ -36,6 +36,10 @@ class Costs:
     """A page fault of a container, without zeroing."""
     guest_fault_ns: int
     """A page fault that the guest's kernel serves, without zeroing."""
+    page_table_write_ns: int
+    """Shadow paging: a trapped write of a guest page-table entry."""
+    shadow_fill_ns: int
+    """Shadow paging: an exit on a missing shadow entry, beside what it backs."""
     userfaultfd_extra_ns: int
     """What handling by a userfaultfd thread adds to a fault."""
     zone_lock_hold_ns: int

@@ -52,6 +52,7 @@ class Passthrough:
 
     def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         guest.hint_calls += 1
+        vcpu.exit_to_host()
         yield from vcpu.spend(("hint_ns", guest.host.costs.hint_call_ns))
 
     def freed(
@@ -59,6 +60,7 @@ class Passthrough:
     ) -> Process:
         for start, length in extents:
             guest.hint_calls += 1
+            vcpu.exit_to_host()
             wait = guest.mmu_lock.wait(guest.host.env.now)
             cost = guest.zap(start, length)
             yield from vcpu.spend(("hint_ns", wait + guest.host.costs.hint_call_ns + cost))

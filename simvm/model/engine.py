@@ -114,7 +114,7 @@ class Simulation:
     @property
     def accesses(self) -> int:
         """Accesses done by all guests."""
-        return sum(v.counters()["accesses"] for g in self.guests for v in g.vcpus)
+        return sum(v.core.counters()["accesses"] for g in self.guests for v in g.vcpus)
 
     def _life(self, guest: Guest) -> Process:
         config = guest.config
@@ -139,9 +139,10 @@ class Simulation:
         """Start the VMM; back boot footprint and struct pages: the guest's kernel writes them."""
         first = guest.vcpus[0]
         try:
-            if guest.nested:
+            if guest.is_vm:
                 watch = Stopwatch(first.account, self.env.now)
-                yield from first.populate_vmm(guest.config.vmm_overhead)
+                yield from first.populate(guest.vmm_pages, guest.config.vmm_overhead)
+                yield from first.populate(guest.reverse_map_pages, guest.reverse_map_bytes)
                 yield from first.write_by_kernel(0, guest.kernel_bytes)
                 watch.stop(self.env.now, f"{guest.name}: boot")
         except (simpy.Interrupt, GuestKilled):

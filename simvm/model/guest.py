@@ -1,9 +1,10 @@
 """A guest: its memory, processes and named regions, and its life from boot to death.
 
 A virtual machine has guest-physical memory of its own, guest page tables in it and a SLAT
-that backs it; a container has one page table that the host fills. What the guest's kernel
-needs (boot footprint, struct pages, page tables) lies in guest memory and is backed like
-the rest.
+that backs it; under shadow paging the VMM's page table backs it, and the processor walks
+tables that the host derives; a container has one page table that the host fills. What the
+guest's kernel needs (boot footprint, struct pages, page tables) lies in guest memory and is
+backed like the rest.
 
 Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
 """
@@ -17,9 +18,10 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES, PAGE
+from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.host import STRUCT_PAGE_BYTES
+from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
 from simvm.model.vcpu import VirtualCpu
 
@@ -70,6 +72,20 @@ class Space:
         self.next_address = self._first
 
 
+def entries_of(table: _core.PageTable) -> int:
+    """Entries in use: leaves, and one for each table page below the root."""
+    return sum(table.leaves) + table.table_pages - 1
+
+
+def new_table(
+    shape: TableFormat, memory: _core.BlockAllocator, *, mirrored: bool = False
+) -> _core.PageTable:
+    """An empty page table of a format."""
+    return _core.PageTable(
+        shape.levels, memory, mirrored, root_bits=shape.root_bits, contiguous=shape.contiguous
+    )
+
+
 class Guest:
     """One virtual machine or container."""
 
@@ -83,9 +99,15 @@ class Guest:
         self.class_ = class_
         self.index = index
         self.owner = owner
+        self.is_vm = config.is_vm
         self.nested = config.virtualization == "nested"
+        self.shadow: _core.Shadow | None = None
+        if config.virtualization == "shadow":
+            self.shadow = _core.Shadow(
+                config.memory, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
+            )
         self.fault_path = path
-        self.channel = CHANNELS[config.channel.kind if self.nested else "none"]()
+        self.channel = CHANNELS[config.channel.kind if self.is_vm else "none"]()
         self.mmu_lock = Channels()
         self.invalidations = 0
         self.fault_retries = 0
@@ -107,11 +129,14 @@ class Guest:
         self.failure: str | None = None
         self.alive = False
         self.vmm_pages: list[int] = []
+        self.reverse_map_pages: list[int] = []
+        self._trapped_ns = 0
         self.kernel_bytes = 0       # boot footprint and struct pages
         self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
-        self.memory = _core.BlockAllocator(config.memory if self.nested else 0)
+        self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
+        self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
 
     @property
@@ -121,23 +146,24 @@ class Guest:
     # --- life ---------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Make what the guest needs before it runs: its SLAT and its guest-physical memory."""
+        """Make what the guest needs before it runs: what backs it, and its physical memory."""
         host = self.host.settings
-        cpu, levels = self.host.cpu, self.config.table_levels
-        shape = cpu.host_format(host.table_levels) if self.nested else cpu.guest_format(levels)
+        slat = self.host.cpu.host_format(host.table_levels, contiguous=host.contiguous)
+        shape = slat if self.is_vm else self._table_format
         frames = self.host.memory.frames
-        table = _core.PageTable(shape.levels, frames, mirrored=self.nested)
+        table = new_table(shape, frames, mirrored=self.nested)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
-            self.config.memory if self.nested else 0,
+            self.config.memory if self.is_vm else 0,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
+            shadow=self.shadow,
         )  # fmt: skip
         self.slat = table
-        self.kernel_space = _core.AddressSpace(0, table, None)
+        self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
         self.alive = True
         self.host.guests[self.owner] = self
         self.note_backed()
-        if self.nested:
+        if self.is_vm:
             size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
             self.kernel_bytes = -(-size // PAGE) * PAGE
             self.memory.reserve_low(self.kernel_bytes)
@@ -146,26 +172,39 @@ class Guest:
         """The address space of a process, made when first asked for."""
         if name not in self.processes:
             asid = len(self.processes) + 1
-            if self.nested:
-                shape = self.host.cpu.guest_format(self.config.table_levels)
-                table = _core.PageTable(shape.levels, self.memory)
-                core = _core.AddressSpace(asid, self.slat, table)
-                self.processes[name] = Space(core, table, FIRST_ADDRESS)
+            if self.is_vm:
+                table = new_table(self._table_format, self.memory)
+                self.processes[name] = Space(self._walked(asid, table), table, FIRST_ADDRESS)
             else:
                 # Containers share one table; each process has its own part of it.
-                core = _core.AddressSpace(asid, self.slat, None)
+                core = _core.AddressSpace(asid, self.slat, None, self.owner)
                 self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
         return self.processes[name]
+
+    @property
+    def _table_format(self) -> TableFormat:
+        """Of a guest's tables, or of a container's."""
+        levels, contiguous = self.config.table_levels, self.host.settings.contiguous
+        return self.host.cpu.guest_format(levels, contiguous=contiguous)
+
+    def _walked(self, asid: int, table: _core.PageTable) -> _core.AddressSpace:
+        """What the processor walks for a process of a virtual machine."""
+        if self.shadow is None:
+            return _core.AddressSpace(asid, self.slat, table, self.owner)
+        # Beside each shadow page KVM has one that names the guest page of each entry.
+        shadow = new_table(self._table_format, self.host.memory.frames, mirrored=True)
+        self.shadow.add(table, shadow)
+        return _core.AddressSpace(asid, shadow, None, self.owner)
 
     def allocate(self, process: str, name: str, size: int) -> NamedRegion:
         """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
         space = self.process(process)
-        order = ORDER_BYTES.index(self.config.page_size) if self.nested else 0
+        order = ORDER_BYTES.index(self.config.page_size) if self.is_vm else 0
         page = ORDER_BYTES[order]
-        if not self.nested and self.host.settings.backing == "hugetlb":
+        if not self.is_vm and self.host.settings.backing == "hugetlb":
             page = self.host.settings.page_size
         whole = -(-size // page) * page
-        zeroing = self.nested and self.config.zeroing == "guest"
+        zeroing = self.is_vm and self.config.zeroing == "guest"
         core = _core.Region(space.next_address, whole, order, zeroing)
         space.next_address += -(-whole // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
@@ -178,9 +217,13 @@ class Guest:
         space = self.processes[region.process]
         if space.table is None:
             return [(region.core.base + region.core.size - size, size)]
+        entries = entries_of(space.table)
         extents = region.core.unmap_tail(space.table, self.memory, size)
-        for vcpu in self.vcpus:
-            vcpu.invalidate((space.core.asid, 0, 1 << 57))
+        if self.shadow is not None:
+            self.shadow.note_writes(entries - entries_of(space.table))
+            for start, length in extents:
+                self.shadow.drop(start, length)
+        self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
         self._drop_if_empty(region)
         return extents
 
@@ -209,24 +252,34 @@ class Guest:
             if activity.is_alive and activity is not active:
                 activity.interrupt(reason)
         self.host.swap.free_slots([int(slot) for slot in self.backing.destroy()])
-        for page in self.vmm_pages:
+        for page in self.vmm_pages + self.reverse_map_pages:
             self.host.memory.frames.free_4k(page)
-        self.vmm_pages = []
+        self.vmm_pages.clear()
+        self.reverse_map_pages.clear()
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
+        for mmu in self.mmus.values():
+            mmu.forget(self.owner)
+        for vcpu in self.vcpus:
+            self.host.cores.forget(vcpu)
         self.note_backed()
 
     # --- what the host does to it -------------------------------------------------------
 
     def invalidate(self, address: int, size: int) -> None:
-        """A mapping of [address, address + size) changed: every vCPU drops what it must."""
+        """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
-        for vcpu in self.vcpus:
-            if self.nested:
-                vcpu.invalidate(None)
-            else:
-                vcpu.invalidate((address // FIRST_ADDRESS, address, size))
+        if not self.is_vm:
+            self._queue_flush(VaRange(address // FIRST_ADDRESS, address, size))
+        elif self.nested and self.host.settings.invalidation == "range":
+            self._queue_flush(GpaRange(address, size))
+        else:
+            self._queue_flush(None)
+
+    def _queue_flush(self, flush: Flush) -> None:
+        for mmu in self.mmus.values():
+            mmu.queue(self.owner, flush)
 
     def shoot_down(self) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""
@@ -252,6 +305,16 @@ class Guest:
         self.invalidate(start, length)
         cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
         return cost + splits * costs.thp_split_ns + self.shoot_down()
+
+    def trap_ns(self) -> int:
+        """Shadow paging: what exits that nobody has paid for yet take, in ns."""
+        if self.shadow is None:
+            return 0
+        costs = self.host.costs
+        total = self.shadow.writes * costs.page_table_write_ns
+        total += (self.shadow.fills + self.shadow.reflected) * costs.shadow_fill_ns
+        new, self._trapped_ns = total - self._trapped_ns, total
+        return new
 
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
@@ -283,7 +346,10 @@ class Guest:
         return {
             "backed_bytes": self.backed_bytes,
             "touched_bytes": self.touched_bytes,
-            "tables_bytes": self.slat_table_bytes + self.host_table_bytes + self.guest_table_bytes,
+            "tables_bytes": (
+                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes
+                + self.guest_table_bytes
+            ),
             "deposited_tables_bytes": self.deposited_bytes,
             "swapped_bytes": self.swapped_bytes,
         }
@@ -306,8 +372,28 @@ class Guest:
 
     @property
     def slat_table_bytes(self) -> int:
-        """The SLAT. A container has none: its page table is the host's."""
+        """The SLAT. A container has none, nor has shadow paging: the page table is the host's."""
         return self.slat.table_pages * PAGE if self.alive and self.nested else 0
+
+    @property
+    def shadow_table_bytes(self) -> int:
+        """Shadow tables and the reverse map."""
+        if not self.alive or self.shadow is None:
+            return 0
+        return (self.shadow.table_pages + len(self.reverse_map_pages)) * PAGE
+
+    @property
+    def reverse_map_bytes(self) -> int:
+        """What KVM keeps for each guest page under shadow paging, in whole pages.
+
+        A word for a guest page of each size (the leaves that map it), and two bytes for 4 KiB
+        (whether writes to it trap): arch/x86/kvm, `memslot_rmap_alloc`, `gfn_write_track`.
+        """
+        if self.shadow is None:
+            return 0
+        memory = self.config.memory
+        words = sum(-(-memory // size) for size in ORDER_BYTES[:3])
+        return -(-(8 * words + 2 * (memory // PAGE)) // PAGE) * PAGE
 
     @property
     def host_table_bytes(self) -> int:
@@ -348,7 +434,7 @@ class Guest:
     @property
     def stranded_bytes(self) -> int:
         """Backed by the host but free in the guest."""
-        return self.backing.stranded_bytes(self.memory) if self.alive and self.nested else 0
+        return self.backing.stranded_bytes(self.memory) if self.alive and self.is_vm else 0
 
     def note_stream(self, label: str, digest: int) -> None:
         """Add the digest of a finished stream to the guest's."""
@@ -357,7 +443,7 @@ class Guest:
     def claim(self, claimed: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> bool:
         """Mark every host page that this guest owns; False when one has an owner already."""
         alone = self.backing.claim(claimed)
-        for page in self.vmm_pages:
+        for page in self.vmm_pages + self.reverse_map_pages:
             word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
             alone = alone and not claimed[word] & bit
             claimed[word] |= bit

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.mmus import CoreMmu
 from simvm.model.queues import Channels, Cores
 from simvm.model.reclaim import Reclaimer
 from simvm.model.swap import SwapDevice
@@ -50,6 +51,8 @@ class Host:
         self.settings = host
         self.memory = _core.HostMemory(host.memory)
         self.cores = Cores(env, host.cores)
+        self._mmus: dict[int, CoreMmu] = {}
+        self.tagged = host.tagged_tlb and cpu.tagging != "none"
         self.zone_lock = Channels()
         self.memmap_bytes = (host.memory // PAGE) * STRUCT_PAGE_BYTES
         before = self.memory.free_bytes
@@ -78,6 +81,12 @@ class Host:
         self.fault_ns = tuple(f + z for f, z in zip(fixed, zero, strict=True))
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
+
+    def mmu_of(self, core: int) -> CoreMmu:
+        """The MMU of a core, made when the core is first used."""
+        if core not in self._mmus:
+            self._mmus[core] = CoreMmu(self.cpu, self.settings, self.tagged)
+        return self._mmus[core]
 
     def set_watermarks(self, kswapd_awake: bool) -> None:
         """What the core must leave free, and whether it has kswapd to wake."""

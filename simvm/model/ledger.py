@@ -27,6 +27,7 @@ def entries(host: Host) -> dict[str, int]:
         "hugetlb pool, free": host.memory.free_pool_bytes,
         "guest data": sum(guest.backed_bytes for guest in guests),
         "SLAT and native tables": sum(guest.slat.table_pages for guest in guests) * PAGE,
+        "shadow tables": sum(guest.shadow_table_bytes for guest in guests),
         "host tables": sum(guest.slat.mirror_pages for guest in guests) * PAGE,
         "deposited tables": sum(guest.slat.deposited_pages for guest in guests) * PAGE,
         "VMM overhead": sum(len(guest.vmm_pages) for guest in guests) * PAGE,
@@ -55,6 +56,8 @@ def audit(host: Host) -> None:
     claimed = np.zeros(host.settings.memory // PAGE // 64 + 1, dtype=np.uint64)
     if not all(guest.claim(claimed) for guest in host.guests.values()):
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
+    if not all(guest.backing.shadow_agrees() for guest in host.guests.values()):
+        raise SimulationFailed(f"at {host.env.now} ns a shadow table maps what is not mapped")
     if host.memory.frames.recount() != host.free_bytes:
         raise SimulationFailed(f"at {host.env.now} ns free memory is miscounted")
     if host.sums[""]["backed_bytes"] != sum(guest.backed_bytes for guest in host.guests.values()):

@@ -8,9 +8,9 @@ run on host cores are SimPy processes. Times are integer ns.
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Generator
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Generator, Hashable
+from typing import Any, cast
 
 import simpy
 
@@ -39,40 +39,80 @@ class Channels:
 
 
 class Cores:
-    """Host cores, shared by vCPUs, kswapd and fault workers, first come, first served."""
+    """Host cores by number, shared by vCPUs, kswapd and fault threads.
+
+    A vCPU's home is the core that it was on last. It gets its home if that is free; else the
+    lowest free core that is nobody's home; else the free core that was left longest ago. A core
+    that is given back goes to who has waited longest among those whose home it is and those who
+    have none, else to who has waited longest at all: so vCPUs that must share cores stay where
+    their translations are, as with the run queues of a scheduler, and no core is idle while
+    somebody waits. Who asks without a name has no home.
+    """
 
     def __init__(self, env: Clock, n: int) -> None:
         self._env = env
-        self._free = n
-        self._queue: deque[simpy.Event] = deque()
+        self._left: dict[int, None] = {}    # free, and used before: in the order they were left
+        self._new = range(n)                # never used
+        self._home: dict[Hashable, int] = {}
+        self._residents: Counter[int] = Counter()
+        self._queue: deque[tuple[Hashable | None, simpy.Event]] = deque()
 
     @property
     def contended(self) -> bool:
         """Whether somebody waits for a core."""
         return bool(self._queue)
 
-    def acquire(self) -> Process:
-        """Wait for a core. An interrupted wait leaves the queue as it was."""
-        if self._free and not self._queue:
-            self._free -= 1
-            return
-        turn = self._env.event()
-        self._queue.append(turn)
-        try:
-            yield turn
-        except simpy.Interrupt:
-            if turn.triggered:
-                self.release()
-            else:
-                self._queue.remove(turn)
-            raise
+    def acquire(self, who: Hashable | None = None) -> Process:
+        """Wait for a core, and return its number. An interrupted wait gives up the home."""
+        core = self._free_one(who)
+        if core is None:
+            turn = self._env.event()
+            self._queue.append((who, turn))
+            try:
+                core = yield turn
+            except simpy.Interrupt:
+                if turn.triggered:
+                    self.release(cast(int, turn.value))
+                else:
+                    self._queue.remove((who, turn))
+                self.forget(who)
+                raise
+        if who is not None and self._home.get(who) != core:
+            self.forget(who)
+            self._home[who] = core
+            self._residents[core] += 1
+        return core
 
-    def release(self) -> None:
-        """Give a core back, to whoever has waited longest."""
-        if self._queue:
-            self._queue.popleft().succeed()
-        else:
-            self._free += 1
+    def release(self, core: int) -> None:
+        """Give a core back; somebody who waits has it at once."""
+        if not self._queue:
+            self._left[core] = None
+            return
+        chosen = 0
+        for place, (who, _) in enumerate(self._queue):
+            if self._home.get(who, core) == core:
+                chosen = place
+                break
+        _, turn = self._queue[chosen]
+        del self._queue[chosen]
+        turn.succeed(core)
+
+    def forget(self, who: Hashable | None) -> None:
+        """Who will not come back has no home."""
+        if who in self._home:
+            self._residents[self._home.pop(who)] -= 1
+
+    def _free_one(self, who: Hashable | None) -> int | None:
+        chosen = self._home.get(who)
+        if chosen not in self._left:
+            nobodys = [core for core in self._left if not self._residents[core]]
+            if not nobodys and self._new:
+                chosen, self._new = self._new[0], self._new[1:]
+                return chosen
+            chosen = min(nobodys, default=next(iter(self._left), None))
+        if chosen is not None:
+            del self._left[chosen]
+        return chosen
 
 
 class Train:
@@ -125,7 +165,7 @@ class FaultThreads:
                 yield woken
                 continue
             train = self._queue.popleft()
-            yield from self._cores.acquire()
+            core = yield from self._cores.acquire()
             started = env.now
             faults = 1 if self._queue else train.faults
             if faults < train.faults or train.faults == 1:
@@ -138,7 +178,7 @@ class FaultThreads:
                 if spent < self._length(train, faults):
                     faults = min(faults, spent // max(1, train.service_each) + 1)
                 yield env.timeout(max(0, self._length(train, faults) - spent))
-            self._cores.release()
+            self._cores.release(core)
             train.served_ns += env.now - started
             train.faults -= faults
             if train.faults:

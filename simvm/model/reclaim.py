@@ -93,11 +93,11 @@ class Reclaimer:
             idle = 0
             while host.free_bytes < host.high_bytes and idle < MAX_RETRIES:
                 if host.free_bytes + host.swap.writeback_bytes < host.high_bytes:
-                    yield from host.cores.acquire()
+                    core = yield from host.cores.acquire()
                     reclaimed, cost = self._shrink()
                     yield host.env.timeout(cost)
                     self.kswapd_ns += cost
-                    host.cores.release()
+                    host.cores.release(core)
                     idle = 0 if reclaimed else idle + 1
                 else:
                     yield host.swap.writes_done

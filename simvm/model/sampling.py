@@ -25,7 +25,7 @@ MMU_COUNTERS = (
 def guest_values(guest: Guest) -> dict[str, int]:
     """A guest's gauges and counters."""
     backed = guest.backed_by_order
-    mmu = add_up([vcpu.counters() for vcpu in guest.vcpus])
+    mmu = add_up([vcpu.core.counters() for vcpu in guest.vcpus])
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
     faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
     values = guest.holdings()
@@ -35,11 +35,14 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "backed_1g_bytes": backed[2],
         "committed_bytes": guest.config.memory if guest.alive else 0,
         "slat_tables_bytes": guest.slat_table_bytes,
+        "shadow_tables_bytes": guest.shadow_table_bytes,
         "host_tables_bytes": guest.host_table_bytes,
         "guest_tables_bytes": guest.guest_table_bytes,
         "stranded_bytes": guest.stranded_bytes,
         "vmm_overhead_bytes": len(guest.vmm_pages) << 12,
         "guest_faults": sum(sum(vcpu.core.guest_faults) for vcpu in guest.vcpus),
+        "page_table_writes": guest.shadow.writes if guest.shadow else 0,
+        "shadow_fills": guest.shadow.fills if guest.shadow else 0,
         "slat_faults": sum(faults),
         "slat_faults_4k": faults[0],
         "slat_faults_2m": faults[1],

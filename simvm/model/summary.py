@@ -80,7 +80,7 @@ def region_summaries(guest: Guest) -> list[dict[str, Any]]:
         rows.append({
             "name": region.name,
             "process": region.process,
-            "named_to_host": guest.config.channel.kind == "passthrough" and guest.nested,
+            "named_to_host": guest.config.channel.kind == "passthrough" and guest.is_vm,
             "bytes": region.core.size,
             "touched_bytes": region.core.touched_bytes,
             "backed_4k_bytes": held[0],
@@ -155,16 +155,15 @@ class Summary:
 
     def _class_summary(self, name: str, guests: list[Guest]) -> dict[str, Any]:
         config = self._scenario.guests[name]
-        nested = config.virtualization == "nested"
         intervals = [
             value for guest in guests
             for value in self._sampler.slowdowns.get((name, guest.index), [])
         ]  # fmt: skip
         return {
             "virtualization": config.virtualization,
-            "page_size": format_bytes(config.page_size) if nested else None,
-            "zeroing": config.zeroing if nested else None,
-            "channel": config.channel.kind if nested else None,
+            "page_size": format_bytes(config.page_size) if config.is_vm else None,
+            "zeroing": config.zeroing if config.is_vm else None,
+            "channel": config.channel.kind if config.is_vm else None,
             "count": config.count,
             "slowdown": slowdown(guests),
             "slowdown_percentiles": percentiles(intervals),

@@ -113,7 +113,7 @@ class Task:
         return add_up([vcpu.account.parts() for vcpu in self.vcpus])
 
     def _counters(self) -> dict[str, int]:
-        return add_up([vcpu.counters() for vcpu in self.vcpus])
+        return add_up([vcpu.core.counters() for vcpu in self.vcpus])
 
     def _access(
         self, phase: Phase, repetition: int, region: NamedRegion, record: PhaseRecord
@@ -173,7 +173,8 @@ class Task:
         guest, first = self.guest, self.vcpus[0]
         yield from first.enter_core()
         extents = guest.free(region, size)
-        if guest.nested:
+        if guest.is_vm:
+            yield from first.pay_for_traps()
             yield from guest.channel.freed(first, guest, extents)
         else:
             ((start, length),) = extents

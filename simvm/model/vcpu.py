@@ -15,7 +15,6 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.errors import SimulationFailed
 from simvm.hardware.geometry import PAGE
 from simvm.model.accounts import Account
 from simvm.model.queues import Process
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from simvm.scenario import Phase
 
 IDEAL_PARTS = ("compute_ns", "think_ns")
-FLUSH_CEILING = 33  # ranges beyond which Linux drops everything: arch/x86/mm/tlb.c
 
 
 class GuestKilled(Exception):
@@ -55,29 +53,32 @@ class Work:
 
 
 class VirtualCpu:
-    """One vCPU of a guest: MMU, account, and the host core it runs on, if any."""
+    """One vCPU of a guest: its account, and the host core it runs on, if any.
+
+    It translates by the MMU of that core, and counts for itself.
+    """
 
     def __init__(self, guest: Guest, index: int) -> None:
         host = guest.host
         self.guest = guest
         self.index = index
         self.account = Account()
-        self.mmu = _core.Mmu(host.cpu.geometry)
-        if self.mmu.reach < host.settings.memory:
-            raise SimulationFailed("the data caches are too small to tell host memory apart")
-        self.core = _core.Vcpu(self.mmu)
+        self._mmu = host.mmu_of(0)      # of the core it was on last
+        self.core = _core.Vcpu(self._mmu.mmu)
         self.direct_reclaim_ns = 0
         self.measuring = False      # whether the phase counts in the headline slowdown
         self._env = host.env
         self._khz = host.cpu.frequency_khz
         self._warmup = guest.scenario.scenario.warmup
-        self._has_core = False
+        self._on: int | None = None     # host core
+        self._last: int | None = None   # the host core before
         self._core_since = 0
-        self._flushes: list[tuple[int, int, int]] | None = []   # None: everything
         self._kicks = 0
         self._zeroing = host.cpu.zeroing_bytes_per_s
-        nested = guest.nested
-        self._fault_ns = host.fault_ns if nested else host.container_fault_ns
+        self._untagged = guest.is_vm and not host.tagged
+        self._exited = False
+        self.core.set_untagged(self._untagged)
+        self._fault_ns = host.fault_ns if guest.is_vm else host.container_fault_ns
         self._guest_faults = 0
         self._zeroed_bytes = 0
         self._slat_faults = (0, 0, 0)
@@ -106,13 +107,13 @@ class VirtualCpu:
     def enter_core(self) -> Process:
         """Get a host core, or pass it on when the time slice is over and somebody waits."""
         cores, costs = self.guest.host.cores, self.guest.host.costs
-        if self._has_core:
+        if self._on is not None:
             if not cores.contended or self._env.now - self._core_since < costs.timeslice_ns:
                 return
             self.leave_core()
         started = self._env.now
-        yield from cores.acquire()
-        self._has_core = True
+        self._on = yield from cores.acquire(self)
+        self._attach(self._on)
         if self._env.now > started:
             yield self._env.timeout(costs.context_switch_ns)
         self._core_since = self._env.now
@@ -120,28 +121,42 @@ class VirtualCpu:
 
     def leave_core(self) -> None:
         """Give the host core back, if there is one."""
-        if self._has_core:
-            self._has_core = False
-            self.guest.host.cores.release()
+        if self._on is not None:
+            core, self._on = self._on, None
+            self.guest.host.cores.release(core)
+
+    def _attach(self, core: int) -> None:
+        """Translate by the MMU of a core from now on.
+
+        A vCPU of a VM that comes from another core drops what its guest has on this one: KVM,
+        vmx_vcpu_load_vmcs in arch/x86/kvm/vmx/vmx.c. Linux lets processes find theirs again.
+        """
+        guest = self.guest
+        self.exit_to_host()
+        self._mmu = guest.host.mmu_of(core)
+        self._mmu.enter(guest.owner)
+        if core != self._last:
+            self._last = core
+            guest.mmus[core] = self._mmu
+            self.core.attach(self._mmu.mmu)
+            if guest.is_vm:
+                self._mmu.queue(guest.owner, None)
 
     @property
     def running(self) -> bool:
         """Whether the vCPU is on a host core, so that an invalidation must interrupt it."""
-        return self._has_core
+        return self._on is not None
 
     # --- invalidation -------------------------------------------------------------------
 
-    def invalidate(self, flush: tuple[int, int, int] | None) -> None:
-        """Drop (asid, address, length), or everything, before the next access."""
-        if flush is None or self._flushes is None or len(self._flushes) >= FLUSH_CEILING:
-            self._flushes = None
-        else:
-            self._flushes.append(flush)
-
     def kick(self) -> None:
         """An invalidation from the host interrupts the vCPU where it runs."""
-        if self._has_core:
+        if self._on is not None:
             self._kicks += 1
+
+    def exit_to_host(self) -> None:
+        """The vCPU leaves the guest. Without tags that drops all translations of its core."""
+        self._exited = self._untagged
 
     def _catch_up(self) -> Process:
         """Pay for the interruptions that told of invalidations; apply these.
@@ -150,15 +165,14 @@ class VirtualCpu:
         """
         if self._kicks:
             kicks, self._kicks = self._kicks, 0
+            self.exit_to_host()
             yield from self.spend(
                 ("shootdown_ns", kicks * self.guest.host.costs.shootdown_receive_ns)
             )
-        if self._flushes is None:
-            self.mmu.flush_guest()
-        else:
-            for asid, address, length in self._flushes:
-                self.mmu.flush_range(asid, address, length)
-        self._flushes = []
+        if self._exited:
+            self._exited = False
+            self._mmu.flush_all()
+        self._mmu.catch_up(self.guest.owner)
 
     # --- running ------------------------------------------------------------------------
 
@@ -185,19 +199,19 @@ class VirtualCpu:
             else:
                 yield from self._resolve(reason)
 
-    def populate_vmm(self, size: int) -> Process:
-        """Let the VMM touch memory of its own, as it starts; 4 KiB pages that stay."""
-        guest, host = self.guest, self.guest.host
-        pages = size // PAGE
-        while len(guest.vmm_pages) < pages:
+    def populate(self, pages: list[int], size: int) -> Process:
+        """Let the VMM take memory of its own, as it starts; 4 KiB `pages` that stay."""
+        host = self.guest.host
+        while len(pages) < size // PAGE:
             yield from self.enter_core()
             host.reclaimer.check_watermarks()
             room = host.free_bytes - host.min_bytes
             if room < MARGIN:
                 yield from self._reclaim()
                 continue
-            chunk = min(64, room // PAGE, pages - len(guest.vmm_pages))
-            guest.vmm_pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
+            chunk = min(64, room // PAGE, size // PAGE - len(pages))
+            pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
+            self.guest.note_backed()
             yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
 
     def write_by_kernel(self, start: int, size: int) -> Process:
@@ -237,6 +251,10 @@ class VirtualCpu:
             service += (zeroed - self._zeroed_bytes) * 1_000_000_000 // self._zeroing
             self._guest_faults, self._zeroed_bytes = faults, zeroed
             charges.append(("guest_fault_ns", service))
+        traps = guest.trap_ns()
+        if traps:
+            charges.append(("page_table_trap_ns", traps))
+            guest.note_backed()
         slat_faults = core.slat_faults
         if slat_faults != self._slat_faults:
             new = [now - before for now, before in zip(slat_faults, self._slat_faults, strict=True)]
@@ -248,6 +266,10 @@ class VirtualCpu:
         else:
             yield from self.spend(*charges)
 
+    def pay_for_traps(self) -> Process:
+        """What the guest's kernel wrote to its page tables beside faults has trapped."""
+        yield from self.spend(("page_table_trap_ns", self.guest.trap_ns()))
+
     def _think(self, work: Work) -> Process:
         """The pauses of the accesses done since the last ones, off the core."""
         self.leave_core()
@@ -257,6 +279,8 @@ class VirtualCpu:
 
     def _resolve(self, reason: int) -> Process:
         """Do what the core could not, so that it can go on."""
+        if reason in (_core.RUN_SWAPPED, _core.RUN_NO_MEMORY):
+            self.exit_to_host()
         if reason == _core.RUN_SWAPPED:
             yield from self._swap_in(self.core.fault_address)
         elif reason == _core.RUN_NO_MEMORY:

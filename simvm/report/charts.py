@@ -34,6 +34,7 @@ PART_COLOURS: Final[dict[str, tuple[str, str]]] = {
     "think_ns": ("think", "#A6A6A6"),
     "translation_ns": ("translation", BLUE),
     "guest_fault_ns": ("guest faults", SKY),
+    "page_table_trap_ns": ("page-table traps", "#882255"),
     "fault_wait_ns": ("SLAT faults: wait", YELLOW),
     "fault_service_ns": ("SLAT faults: service", ORANGE),
     "swap_in_ns": ("swap-in", VERMILLION),

@@ -79,7 +79,8 @@ def _setting(key: str, label: str, meaning: str) -> Metric:
 
 METRICS: Final[tuple[Metric, ...]] = (
     _setting("virtualization", "virtualization", "nested: a guest under a second-level table "
-             "(SLAT); none: a container, one table alone."),
+             "(SLAT); shadow: a guest whose tables the host shadows; none: a container, one table "
+             "alone."),
     _setting("guest_page_size", "guest pages", "The page size that guests map memory with."),
     _setting("host_page_size", "host pages", "What one SLAT fault backs."),
     _setting("zeroing", "guest zeroing", "Whether the guest zeroes what it allocates."),
@@ -94,7 +95,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("committed_bytes", "committed", size, "What the guests were promised.",
            lower_is_better=False),
     Metric("peak_tables_bytes", "page tables, peak", size,
-           "SLAT, host and guest tables, without deposited ones."),
+           "SLAT, shadow, host and guest tables, without deposited ones."),
     Metric("peak_deposited_tables_bytes", "deposited tables, peak", size,
            "Page tables that the host keeps in reserve for splitting huge pages."),
     Metric("loads_per_walk", "loads per walk", number,

@@ -25,6 +25,9 @@ STRUCT_PAGE_BYTES: Final = 64
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
 
+_MOST_GUESTS: Final = 65534
+"""Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -45,6 +48,13 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
+    count = sum(guest.count for guest in scenario.guests.values())
+    if count > _MOST_GUESTS:
+        most = max(scenario.guests, key=lambda name: scenario.guests[name].count)
+        yield Finding(
+            f"guest.{most}.count", f"a host has at most {_MOST_GUESTS:,} guests, not {count:,}",
+            "write less", ("guest",),
+        )  # fmt: skip
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
     if scenario.scenario.duration == "work" and not working:
@@ -196,6 +206,11 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f"{where}.stop", "must be later than start",
             f'write more than "{format_ns(guest.start)}"', (f"{where}.start",),
         )  # fmt: skip
+    if guest.virtualization == "shadow" and cpu is not None and cpu.tagging == "VMID":
+        yield Finding(
+            f"{where}.virtualization", "KVM shadows page tables on x86 alone",
+            'write virtualization = "nested", or the cpu of an x86 machine', ("host.cpu",),
+        )  # fmt: skip
     if guest.stagger and guest.count == 1:
         yield Finding(
             f"{where}.stagger", "one guest alone cannot be staggered", "remove it, or raise count",
@@ -206,7 +221,7 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
 def _reach(cpu: Cpu, scenario: Scenario, guest: GuestClass) -> int:
     """How much memory the tables of a guest and its SLAT can map."""
     bits = cpu.guest_format(guest.table_levels).address_bits - 2  # programs have the lower half
-    if guest.virtualization == "nested":
+    if guest.is_vm:
         bits = min(bits, cpu.host_format(scenario.host.table_levels).address_bits)
     return 1 << min(bits, 52)
 
@@ -356,7 +371,7 @@ def _made(phase: Phase) -> int | None:
 
 
 def _rounded(guest: GuestClass, size: int) -> int:
-    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    page = guest.page_size if guest.is_vm else PAGE
     return -(-size // page) * page
 
 
@@ -391,7 +406,7 @@ def _freed(
     if phase.free == "none":
         return
     size = int(phase.free) * phase.repeat
-    page = guest.page_size if guest.virtualization == "nested" else PAGE
+    page = guest.page_size if guest.is_vm else PAGE
     if int(phase.free) % page:
         yield Finding(
             f"{at}.free", f"must be whole guest pages of {format_bytes(page)}",
@@ -410,7 +425,7 @@ def _freed(
 
 def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
     """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
-    if guest.virtualization != "nested":
+    if not guest.is_vm:
         return guest.memory
     kernel = guest.boot + struct_page_bytes(guest.memory)
     if guest.page_size == GIB:
@@ -429,7 +444,7 @@ def _too_much(
         f"the regions that live together take {human_bytes(needed)}, and {human_bytes(capacity)} "
         f"of the guest's {human_bytes(guest.memory)} are left for them"
     )
-    if guest.virtualization == "nested":
+    if guest.is_vm:
         rule += " beside boot, struct pages and page tables"
         rule += " (in whole pages of 1 GiB)" if guest.page_size == GIB else ""
     fix = f'allocate less, or write memory = "{format_bytes(-(-more // unit) * unit)}"'

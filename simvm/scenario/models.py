@@ -6,7 +6,7 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 see by itself; `simvm.scenario.check` holds the rules between them.
 
 Left out, and refused where a file asks for it: sampled fidelity, several NUMA
-nodes, hotplug, shadow paging, channels other than passthrough, reclaim policies
+nodes, hotplug, channels other than passthrough, reclaim policies
 other than lru.
 """
 
@@ -225,13 +225,18 @@ class GuestClass(Model):
     zeroing: Annotated[Literal["guest", "none"], one_of("guest", "none")] = "guest"
     """guest: the guest zeroes what it allocates; none: it trusts the host to."""
     virtualization: Annotated[
-        Literal["nested", "none"], one_of("nested", "none", later=("shadow",))
+        Literal["nested", "shadow", "none"], one_of("nested", "shadow", "none")
     ] = "nested"
-    """none: a container on the same host."""
+    """shadow: no SLAT, the host shadows guest tables; none: a container on the same host."""
     table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: Channel = Channel()
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
+
+    @property
+    def is_vm(self) -> bool:
+        """Whether guests have memory, page tables and a kernel of their own."""
+        return self.virtualization != "none"
 
     @model_validator(mode="before")
     @classmethod
