@@ -6,10 +6,10 @@ from collections import Counter
 
 from hypothesis import HealthCheck, Phase, given, settings
 from machines import Machine
-from programs import Access, Demand, Flush, Program, Step, programs
+from programs import Access, Change, Demand, Flush, Map, Program, Step, programs
 
 from simvm import _core, reference
-from simvm.hardware.geometry import DataCache, MmuGeometry, TableFormat, WalkCachePart
+from simvm.hardware.geometry import DataCache, MmuGeometry, TableFormat, TlbArray, WalkCachePart
 
 MOST_LOADS_OF_A_STEP = 1 << 17
 
@@ -84,3 +84,40 @@ def test_flushing_an_empty_range_drops_the_walk_cache_of_the_space() -> None:
     nothing = Flush("range", space=0, address=1 << 30, length=0)
     counters = run_both(one_guest(geometry, load(1 << 30), nothing, load(1 << 30)))
     assert counters["guest_walk_cache_hits"] == 0
+
+
+def test_smashed_pages_are_found_in_both_levels() -> None:
+    """Four parts of a 1 GiB page by turns with another, in an L1 of one entry."""
+    geometry = MmuGeometry(
+        l1_load=(TlbArray((0, 1, 2), 1, 1),), l2=(TlbArray((0, 1), 8, 8),), smash=True
+    )
+    large = Demand(rounds=64, guest_order=2, host_order=2, frame=0)
+    parts = [load((part << 21) + (other << 30), large) for part in range(4) for other in (0, 1)]
+    counters = run_both(one_guest(geometry, *parts, *parts))
+    assert (counters["walks"], counters["l2_hits"]) == (8, 8)
+
+
+def test_groups_of_contiguous_pages_are_one_entry() -> None:
+    form = TableFormat(contiguous=True)
+    geometry = MmuGeometry(l1_load=(TlbArray((0, 3), 16, 4),))
+    small = Demand(rounds=0, guest_order=0, host_order=0, frame=0)
+    group = Map(0, 1 << 30, frame=16, order=0, askew=False, leaves=16)
+    backing = Map(1, 1 << 16, frame=32, order=0, askew=False, leaves=16)
+    tables = Map(1, 0, frame=0, order=0, askew=False, leaves=16)
+    pages = Access(0, 1 << 30, None, 4096, 32, 16, writes=1 << 20, demand=small, translate=True)
+    steps = (tables, group, backing, pages, Change("clear_accessed", 1, 20, 0, "none"), pages)
+    program = Program(geometry, (form,), ((form, 0),), (), steps)
+    counters = run_both(program)
+    assert (counters["walks"], counters["l1_hits"]) == (1, 63)
+    assert counters["dirty_updates"] == 1
+
+
+def test_ranges_of_gpa_drop_what_overlaps_alone() -> None:
+    geometry = MmuGeometry(
+        l1_load=(TlbArray((0, 1), 16, 4),), host_walk_cache=(WalkCachePart(2, 4, 4),)
+    )
+    small = Demand(rounds=64, guest_order=0, host_order=0, frame=16)
+    flush = Flush("gpa", 0, 17 << 12, 4096)  # of the second page alone
+    pages = [load((1 << 30) + page * 4096, small) for page in (0, 1)]
+    counters = run_both(one_guest(geometry, *pages, flush, *pages))
+    assert counters["l1_hits"] == 1
