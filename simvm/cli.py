@@ -176,8 +176,15 @@ def _add_walk(verbs: Any) -> None:
     made = _verb(verbs, "walk", _walk, "what one page walk loads, with every cache off")
     made.add_argument("--guest", metavar="SIZE", help="the guest's leaf: 4KiB, 2MiB or 1GiB")
     made.add_argument("--host", metavar="SIZE", required=True, help="the host's leaf")
-    made.add_argument("--guest-levels", type=int, default=4, help="default: %(default)s")
-    made.add_argument("--host-levels", type=int, default=4, help="default: %(default)s")
+    for side in ("guest", "host"):
+        made.add_argument(f"--{side}-levels", type=int, help="2 to 5 (default: 4; 3 above 4KiB)")
+        made.add_argument(f"--{side}-granule", metavar="SIZE", help="4KiB, 16KiB or 64KiB")
+        made.add_argument(f"--{side}-format", metavar="NAME", help="such as x86-5, sv48, sv39x4")
+    made.add_argument("--host-root-tables", type=int, help="in a row: 1, 2, 4, 8 or 16 (stage 2)")
+    made.add_argument(
+        "--contiguous", nargs="?", const="both", choices=("guest", "host", "both"),
+        help="the side whose 4KiB page bears the contiguous hint (default: both)",
+    )  # fmt: skip
     made.add_argument(
         "--guest-table-host", metavar="SIZE", help="the host's leaf under guest table pages"
     )
@@ -489,13 +496,11 @@ def _hardware_cite(args: argparse.Namespace) -> None:
 
 
 def _walk(args: argparse.Namespace) -> None:
+    from inspect import signature
+
     from simvm.walk import walk
 
-    data = walk(
-        guest=args.guest, host=args.host, guest_levels=args.guest_levels,
-        host_levels=args.host_levels, guest_table_host=args.guest_table_host,
-        virtualization=args.virtualization,
-    )  # fmt: skip
+    data = walk(**{name: getattr(args, name) for name in signature(walk).parameters})
     title = f"{data['loads']} loads; the TLB entry covers {data['tlb_entry']}"
 
     def table() -> RenderableType:
