@@ -15,7 +15,7 @@ import pytest
 
 from simvm.core_check import load_core
 from simvm.errors import InvalidInput, UsageError
-from simvm.hardware.formats import FORMATS, leaf_bytes, root_tables
+from simvm.hardware.formats import FORMATS, leaf_bytes, root_bytes, root_tables
 from simvm.hardware.geometry import TableFormat
 from simvm.units import format_bytes, parse_bytes
 from simvm.walk import accessed_address, walk
@@ -197,7 +197,7 @@ def test_formats_are_those_of_the_manuals() -> None:
         form, core = FORMATS[name].form, load_core()
         shape = {"granule_shift": form.granule_shift, "root_bits": form.root_bits}
         root = core.PageTable(form.levels, core.BlockAllocator(MIB2), **shape)
-        assert root.table_pages * KIB4 == root_tables(form) << form.granule_shift
+        assert root.table_pages * KIB4 == root_bytes(form)
     assert {name: bits[name] for name in bits if "bit" not in name} == {
         "x86-4": 48, "x86-5": 57, "sv39": 39, "sv48": 48, "sv57": 57, "sv39x4": 41, "sv48x4": 50,
     }  # fmt: skip

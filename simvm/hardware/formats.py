@@ -91,6 +91,11 @@ def leaf_bytes(granule_shift: int, levels: int) -> tuple[int, ...]:
     return tuple(1 << granule_shift + (granule_shift - 3) * order for order in orders)
 
 
+def root_bytes(form: TableFormat) -> int:
+    """Bytes that the root takes: at least a table."""
+    return root_tables(form) << form.granule_shift
+
+
 def root_tables(form: TableFormat) -> int:
     """How many tables in a row the root is."""
     return 1 << max(form.root_bits - (form.granule_shift - 3), 0)

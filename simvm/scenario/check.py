@@ -25,6 +25,9 @@ STRUCT_PAGE_BYTES: Final = 64
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
 
+_PROCESS_BITS: Final = 40
+"""A process of a container has 1 TiB of addresses, or a quarter of what its table reaches."""
+
 _MOST_GUESTS: Final = 65534
 """Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
 
@@ -201,6 +204,13 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             "write table_levels = 5 for guest and host, or less memory",
             (f"{where}.table_levels", "host.table_levels", "host.cpu"),
         )  # fmt: skip
+    if cpu is not None and not guest.is_vm:
+        most = _most_processes(cpu, guest)
+        if len({phase.process for phase in guest.workload}) > most:
+            yield Finding(
+                f"{where}.workload", f"its table has room for {most} processes",
+                "write table_levels = 4, or fewer processes", (f"{where}.table_levels", "host.cpu"),
+            )  # fmt: skip
     if guest.stop is not None and guest.stop <= guest.start:
         yield Finding(
             f"{where}.stop", "must be later than start",
@@ -223,7 +233,15 @@ def _reach(cpu: Cpu, scenario: Scenario, guest: GuestClass) -> int:
     bits = cpu.guest_format(guest.table_levels).address_bits - 2  # programs have the lower half
     if guest.is_vm:
         bits = min(bits, cpu.host_format(scenario.host.table_levels).address_bits)
+    elif bits < _PROCESS_BITS:
+        bits -= 1  # and the gaps between regions
     return 1 << min(bits, 52)
+
+
+def _most_processes(cpu: Cpu, guest: GuestClass) -> int:
+    """How many processes of a container have a part of its table each."""
+    bits = cpu.guest_format(guest.table_levels).address_bits
+    return (1 << max(bits - _PROCESS_BITS, 2)) - 1
 
 
 # --- phases -----------------------------------------------------------------------------
