@@ -9,7 +9,7 @@ entries answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -290,6 +290,22 @@ ABSENTEES = st.builds(
     address=ADDRESS,
     frame=FRAME,
 )
+
+
+@st.composite
+def round_trips(draw: st.DrawFn) -> tuple[Step, ...]:
+    """A leaf is split, what it became is accessed and perhaps changed, and it is collapsed.
+
+    A table seldom is full of leaves otherwise. After the split the first of the small leaves
+    has the number that the large one had.
+    """
+    table, leaf = draw(st.integers(0, 2)), draw(st.integers(0, 3))
+    split, collapse = (draw(CHANGES)._replace(table=table, leaf=leaf) for _ in range(2))
+    between = draw(ACCESSES)._replace(space=table, leaf=leaf)
+    meanwhile = draw(st.lists(CHANGES, max_size=1))
+    return split._replace(what="split"), between, *meanwhile, collapse._replace(what="collapse")
+
+
 FLUSHES = st.builds(
     Flush,
     what=st.sampled_from(["all", "guest", "asid", "range", "gpa"]),
@@ -298,7 +314,7 @@ FLUSHES = st.builds(
     length=st.sampled_from([0, 1, 4096, 3 << 12, 1 << 21, 1 << 30, 1 << 40]),
 )
 # Accesses are most of a program, or nothing would be cached to be wrong about.
-STEPS = st.one_of(
+ONE_STEP = st.one_of(
     ACCESSES,
     ACCESSES,
     ACCESSES,
@@ -310,6 +326,8 @@ STEPS = st.one_of(
     ABSENTEES,
     st.builds(Prune, table=TABLE),
 )
+STEPS = st.integers(0, 9).flatmap(lambda n: round_trips() if n == 0 else st.tuples(ONE_STEP))
+"""Steps that belong together; most often one."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +361,6 @@ def programs(draw: st.DrawFn) -> Program:
         slats=tuple(slats),
         guests=tuple(guests),
         native=tuple(native),
-        steps=tuple(draw(st.lists(STEPS, min_size=15, max_size=60))),
+        steps=tuple(chain.from_iterable(draw(st.lists(STEPS, min_size=15, max_size=60)))),
         targets=draw(st.integers(0, 3)) > 0,
     )

@@ -176,6 +176,17 @@ def test_the_command_table_lists_every_verb() -> None:
     assert listed == set(verbs.choices)
 
 
+def test_the_model_names_every_file_of_the_core() -> None:
+    _, _, section = read("docs/design.md").partition("### The compiled core")
+    named = re.findall(r"`(\w+\.(?:pxd|pxi|h))`", section)
+    held = [
+        path.name
+        for path in (ROOT / "simvm/core").iterdir()
+        if path.suffix in (".pxd", ".pxi", ".h")
+    ]
+    assert sorted(named) == sorted(set(held) - {"__init__.pxd"})
+
+
 def test_the_make_targets_exist() -> None:
     text = "\n".join(read(page) for page in PAGES)
     named = set(re.findall(r"^\$ make ([\w-]+)|`make ([\w-]+)`", text, re.MULTILINE))
@@ -186,9 +197,7 @@ def test_the_make_targets_exist() -> None:
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", read("docs/results.md"), re.M)}
-    assert listed == {
-        value for name, value in vars(errors).items() if name.startswith("EXIT_")
-    }
+    assert listed == {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
 
 
 def test_the_summary_keys_are_those_of_a_run() -> None:

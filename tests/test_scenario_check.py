@@ -1,5 +1,6 @@
 """What a scenario must not say: every mistake at once, each with key, value, rule and fix."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from simvm import scenario
 from simvm.errors import Mistake
+from simvm.scenario.check import MOST_TAGS
 
 HEAD = """
 schema = 1
@@ -120,7 +122,9 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", "costs = 3", "host.costs", "a table", "slat_fault_2m"),
         ("host", "[[host.node]]\ncores = 1", "host.node", "not modelled", "remove"),
         ("guest", "count = 0", "guest.g.count", "more than 0", "1 or more"),
-        ("guest", "count = 65535", "guest.g.count", "at most 65,534 guests, not 65,535", "less"),
+        ("guest", "count = 5462", "guest.g.count",
+         "at most 16,383 address spaces, two for each guest and one for each of its processes, "
+         "not 16,386", "less"),
         ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "hotplug is not", "remove"),
         ("guest", 'stop = "1s"\nstart = "2s"', "guest.g.stop", "later than start", "2s"),
         ("guest", 'stagger = "1s"', "guest.g.stagger", "one guest alone", "remove"),
@@ -139,6 +143,13 @@ def test_values(tmp_path: Path, part: str, text: str, key: str, rule: str, fix: 
     assert rule in found.rule
     assert fix in found.fix
     assert found.file.endswith("a.toml")
+
+
+def test_as_many_guests_as_the_core_has_tags_for(tmp_path: Path) -> None:
+    header = Path(scenario.__file__).parents[1] / "core" / "mmu.pxd"
+    (tags,) = re.findall(r"\bMAX_TAGS = (\d+)", header.read_text(encoding="utf-8"))
+    assert int(tags) == MOST_TAGS
+    assert mistakes(tmp_path, guest=f"count = {MOST_TAGS // 3}") == []
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ _UPPER_TABLE_PAGES: Final = 16
 _PROCESS_BITS: Final = 40
 """A process of a container has 1 TiB of addresses, or a quarter of what its table reaches."""
 
-_MOST_GUESTS: Final = 65534
-"""Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
+MOST_TAGS: Final = 16_383
+"""That TLB entries of the core can have (MAX_TAGS in simvm/core/mmu.pxd): two for a guest, of
+itself and of its kernel, and one for each of its processes."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,27 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
-    count = sum(guest.count for guest in scenario.guests.values())
-    if count > _MOST_GUESTS:
-        most = max(scenario.guests, key=lambda name: scenario.guests[name].count)
-        yield Finding(
-            f"guest.{most}.count", f"a host has at most {_MOST_GUESTS:,} guests, not {count:,}",
-            "write less", ("guest",),
-        )  # fmt: skip
+    yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
     if scenario.scenario.duration == "work" and not working:
         yield Finding(
             "scenario.duration", "no phase accesses memory, so there is no work to be done",
             'add a phase with a pattern, or write duration = "60s"', ("guest",),
+        )  # fmt: skip
+
+
+def _tags(scenario: Scenario) -> Iterator[Finding]:
+    spaces = {
+        name: guest.count * (2 + len({phase.process for phase in guest.workload}))
+        for name, guest in scenario.guests.items()
+    }
+    if sum(spaces.values()) > MOST_TAGS:
+        yield Finding(
+            f"guest.{max(spaces, key=spaces.__getitem__)}.count",
+            f"a host has at most {MOST_TAGS:,} address spaces, two for each guest and one for "
+            f"each of its processes, not {sum(spaces.values()):,}",
+            "write less", ("guest",),
         )  # fmt: skip
 
 
