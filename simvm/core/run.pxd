@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, likely,
                                prefetch, replace_least, tag_of)
+from simvm.core.lines cimport lines_fetch
 from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
                              fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
@@ -32,14 +33,18 @@ cdef extern from *:
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
-    RING = 16                # at least as many as there are between the two
+    CLOSE = 4                # ... and the place of its data line in the last cache
+    RING = 32                # more than FAR
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
     EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
 
-cdef enum:               # inside this file: a page is missing
-    NO_GUEST_PAGE = -1
+cdef enum:               # inside this file, why something stopped
+    NO_GUEST_PAGE = -1       # a page is missing
     NO_HOST_PAGE = -2
+    NO_ENTRY = -3            # no TLB has it
+    ONE_BY_ONE = -4          # an access that `access` is for
+    OTHER_SIZE = -5          # the access is done, and TLBs now hold pages of several sizes
 
 
 cdef struct Stretch:
@@ -51,16 +56,15 @@ cdef struct Stretch:
     bint primed              # whether `ring` has the entries for what comes now
     int fetched              # accesses of the stream, as drawn, that were fetched ahead of
     const uint64_t *ring[RING]
-    # of the access that `run_hits` found in no TLB
-    uint32_t *set_1          # its set in the L1 TLB
-    uint32_t *set_2          # ... and in the L2 TLB
-    int lanes_1
-    int lanes_2
-    uint64_t key
+    uint64_t below[RING]
 
 
-cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address) noexcept nogil:
-    """Fetch the lowest entry on the way to `address`, and the header of its table."""
+cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address,
+                                        uint64_t *below) noexcept nogil:
+    """Fetch the lowest entry on the way to `address`, and the header of its table.
+
+    `below` gets the bits of the address that this entry does not translate.
+    """
     cdef const Node *node = t.root
     cdef const uint64_t *entry = node.entry + (address >> t.shift[t.levels])
     cdef uint64_t mask = t.mask[1]
@@ -71,40 +75,50 @@ cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address) noexce
         entry = node.entry + ((address >> shift) & mask)
     prefetch(node)
     prefetch(entry)
+    below[0] = address & ((<uint64_t>1 << shift) - 1)
     return entry
 
 
-cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uint64_t word,
-                           int at) noexcept nogil:
+cdef inline void fetch_far(Stretch *x, const Mmu *m, const Space *s, const Region *region,
+                           uint64_t word, int at) noexcept nogil:
     """Of an access far ahead, the guest's entry (or the native one)."""
     prefetch(&region.touched[word >> 19])
-    x.ring[at & (RING - 1)] = fetch_entry(s.guest if s.guest != NULL else s.host,
-                                          region.base + (word >> 1))
+    at &= RING - 1
+    x.ring[at] = fetch_entry(s.guest if s.guest != NULL else s.host, region.base + (word >> 1),
+                             &x.below[at])
 
 
-cdef inline void fetch_near(Stretch *x, const Space *s, const Region *region, uint64_t word,
-                            int at) noexcept nogil:
+cdef inline void fetch_near(Stretch *x, const Mmu *m, const Space *s, int at) noexcept nogil:
     """Of a nearer one, the host's entry that the guest's leads to, now that this has come."""
-    cdef uint64_t entry = x.ring[at & (RING - 1)][0]
+    cdef uint64_t entry
+    at &= RING - 1
+    entry = x.ring[at][0]
     if s.guest != NULL and entry & LEAF:
-        fetch_entry(s.host, (entry & TARGET) + ((region.base + (word >> 1)) & 0x1FFFFF))
+        x.ring[at] = fetch_entry(s.host, (entry & TARGET) + x.below[at], &x.below[at])
 
 
-cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
+cdef inline void fetch_line(Stretch *x, const Mmu *m, int at) noexcept nogil:
+    """Of the next but a few, where the data caches would keep its line."""
+    at &= RING - 1
+    lines_fetch(&m.lines_llc, ((x.ring[at][0] & TARGET) + x.below[at]) >> 6)
+
+
+cdef inline void fetch_ahead(Stretch *x, const Mmu *m, const Space *s, const Region *region,
                              const Stream *stream) noexcept nogil:
-    """Fetch what later accesses will need of the simulator's own memory, in two steps.
+    """Fetch what later accesses will need of the simulator's own memory, step by step.
 
     For each access since the last call; hits in a TLB need nothing and do not call.
     """
     cdef int i
     if not x.primed:
-        for i in range(stream.at + NEAR, min(stream.at + FAR, stream.n)):
-            fetch_far(x, s, region, stream.next[i], i)
+        for i in range(stream.at + CLOSE, min(stream.at + FAR, stream.n)):
+            fetch_far(x, m, s, region, stream.next[i], i)
         x.primed = True
         x.fetched = stream.at
     for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
-        fetch_far(x, s, region, stream.next[i + FAR], i + FAR)
-        fetch_near(x, s, region, stream.next[i + NEAR], i + NEAR)
+        fetch_far(x, m, s, region, stream.next[i + FAR], i + FAR)
+        fetch_near(x, m, s, i + NEAR)
+        fetch_line(x, m, i + CLOSE)
     x.fetched = stream.at + 1
 
 
@@ -126,7 +140,7 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
         if x.time >= x.limit:
             return RUN_DEADLINE
         if x.ahead:
-            fetch_ahead(x, s, region, stream)
+            fetch_ahead(x, m, s, region, stream)
         word = stream.next[stream.at]
         va = region.base + (word >> 1)
         before, walks = m.spent, m.count.walks
@@ -155,7 +169,7 @@ cdef inline bint is_plain(const Tlb *t, int size, int banks) noexcept nogil:
 
 
 cdef inline int plain_size(Mmu *m) noexcept nogil:
-    """The one size of page that TLBs hold now, if `run_hits` is for them; else -1."""
+    """The one size of page that TLBs hold now, if `run_tlbs` is for them; else -1."""
     cdef uint64_t live = m.l1_load.live | m.l1_store.live | m.l2.live
     cdef int size
     if live == 0 or live & (live - 1) or m.smash or m.targets:
@@ -168,19 +182,50 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
-cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
-                                 int end, int size, bint split, bint banked, int l1_lanes,
-                                 int l2_lanes) noexcept nogil:
-    """Accesses up to `end`, as long as each hits a TLB and has no dirty flag to set.
+cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
+                         uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
+                         uint32_t *set_2, int lanes_2) noexcept nogil:
+    """An access that no TLB has: a walk, and its entry in the sets where it was looked for."""
+    cdef Mmu *m = v.mmu
+    cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
+    cdef uint32_t tag = tag_of(key)
+    cdef int fault, size = 0
+    cdef int64_t i
+    if x.ahead:
+        fetch_ahead(x, m, s, region, stream)
+    m.tick += 1
+    m.count.penalty_cycles += m.l2_penalty
+    m.spent += m.l2_penalty
+    fault = walk_for(m, s, va, word & 1, moment(v, m, x.time), &size, &flags)
+    x.time += (m.spent - before) * v.exposed
+    if fault != OK:
+        return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
+    x.missed += 1
+    touch(region, word >> 13)
+    if not likely(key_of(s.tag, size, va >> ENTRY_SHIFT[size]) == key):
+        fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
+        return OTHER_SIZE
+    # As assoc_insert does it.
+    i = replace_least(set_2, lanes_2, tag, m.tick)
+    (<uint64_t *>(set_2 + 2 * lanes_2))[i] = key | flags
+    i = replace_least(set_1, lanes_1, tag, m.tick)
+    (<uint64_t *>(set_1 + 2 * lanes_1))[i] = key | flags
+    return RUN_BUDGET
+
+
+cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
+                                 int end, bint walks, int size, bint split, bint banked,
+                                 int l1_lanes, int l2_lanes) noexcept nogil:
+    """Accesses up to `end`, until one misses (unless it `walks`) or has a dirty flag to set.
 
     For TLBs that hold pages of one size in true LRU, which is nearly always. It does what
-    `access` does, with all that it needs in registers, and calls nothing. `split`: stores have
-    an L1 TLB of their own; `banked`: L2 has two arrays for the size. Where these and the lanes
-    are constants, the compiler makes a copy of it for them. Returns whether it stopped at an
-    access that no TLB has, of which `x` then has what the search found out.
+    `access` does, with what that looks up each time gathered before. Where it does not walk,
+    it calls nothing, and all that it needs stays in registers. `split`: stores have an L1 TLB
+    of their own; `banked`: L2 has two arrays for the size. Where these and the lanes are
+    constants, the compiler makes a copy of it for them.
     """
     cdef Mmu *m = v.mmu
-    cdef bint missing = False
+    cdef int status = RUN_BUDGET
     cdef Assoc *l1 = m.l1_load.arrays[size][0]
     cdef Assoc *l2 = m.l2.arrays[size][0]
     cdef uint32_t *words_1 = l1.words
@@ -200,7 +245,11 @@ cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stre
     cdef uint32_t now = m.tick, mix = tag_of(kind), tag
     cdef int shift = ENTRY_SHIFT[size]
     cdef int64_t i
-    while at < last and time < limit:
+    cdef uint64_t missed = x.missed
+    while at < last:
+        if time >= limit:
+            status = RUN_DEADLINE
+            break
         word = at[0]
         page = first + (word >> 13) if size == 0 else (base + (word >> 1)) >> shift
         tag = <uint32_t>page ^ mix
@@ -213,6 +262,7 @@ cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stre
             # The key must agree, and for a store the dirty flag must be set.
             entry = <uint64_t *>(set_1 + 2 * l1_lanes) + i
             if (entry[0] | (3 ^ (word & 1))) != kind + (page << 5):
+                status = ONE_BY_ONE
                 break
             now += 1
             set_1[l1_lanes + i] = now
@@ -221,22 +271,32 @@ cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stre
                 words_2 = m.l2.arrays[size][(page & l2.sets) != 0].words
             set_2 = words_2 + (page & mask_2) * (<uint64_t>l2_lanes * 4)
             i = guess_way(set_2, l2_lanes, tag)
-            if i < 0:
-                x.set_1, x.set_2, x.key = set_1, set_2, kind + (page << 5) - 3
-                x.lanes_1, x.lanes_2 = l1_lanes, l2_lanes
-                missing = True
+            if likely(i >= 0):
+                entry = <uint64_t *>(set_2 + 2 * l2_lanes) + i
+                key = entry[0]
+                if (key | (3 ^ (word & 1))) != kind + (page << 5):
+                    status = ONE_BY_ONE
+                    break
+                now += 1
+                set_2[l2_lanes + i] = now
+                l2_hits += 1
+                time += penalty
+                # As assoc_insert does it.
+                i = replace_least(set_1, l1_lanes, tag, now)
+                (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = key
+            elif walks:
+                m.tick, x.time = now, time
+                stream.at = <int>(at - stream.next)
+                status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3, set_1,
+                                  l1_lanes, set_2, l2_lanes)
+                now, time = m.tick, x.time
+                if status != RUN_BUDGET:
+                    if status != OTHER_SIZE:
+                        break
+                    last = at + 1
+            else:
+                status = NO_ENTRY
                 break
-            entry = <uint64_t *>(set_2 + 2 * l2_lanes) + i
-            key = entry[0]
-            if (key | (3 ^ (word & 1))) != kind + (page << 5):
-                break
-            now += 1
-            set_2[l2_lanes + i] = now
-            l2_hits += 1
-            time += penalty
-            # As assoc_insert does it.
-            i = replace_least(set_1, l1_lanes, tag, now)
-            (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = key
         # What a 4 KiB entry is for was touched when the entry was made.
         if size != 0:
             touch(region, word >> 13)
@@ -245,61 +305,29 @@ cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stre
         weighs += WEIGHT_STEP
         at += 1
     m.tick = now
-    m.count.l1_hits += <uint64_t>(at - start) - l2_hits
+    m.count.l1_hits += <uint64_t>(at - start) - l2_hits - (x.missed - missed)
     m.count.l2_hits += l2_hits
     m.count.accesses += at - start
     m.count.penalty_cycles += l2_hits * m.l2_penalty
     m.spent += l2_hits * m.l2_penalty
-    stream.at += <int>(at - start)
+    stream.at = <int>(at - stream.next)
     stream.drawn += at - start
     stream.digest = digest
     x.time = time
-    return missing
+    return status
 
 
 cdef inline int run_plain(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x, int end,
-                          int size) noexcept nogil:
-    """`run_hits`, by the shape of the TLBs."""
+                          bint walks, int size) noexcept nogil:
+    """`run_tlbs`, by the shape of the TLBs."""
     cdef Mmu *m = v.mmu
     cdef bint split = m.l1_store != &m.l1_load, banked = m.l2.banks[size] == 2
     cdef int l1 = m.l1_load.arrays[size][0].lanes, l2 = m.l2.arrays[size][0].lanes
     if size == 0 and not split and not banked and l1 == 4 and l2 == 12:
-        return run_hits(v, s, region, stream, x, end, 0, False, False, 4, 12)
-    return run_hits(v, s, region, stream, x, end, size, split, banked, l1, l2)
-
-
-cdef inline int run_miss(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
-                         int size) noexcept nogil:
-    """The access at which `run_hits` stopped: a walk, and its entry where the search ended."""
-    cdef Mmu *m = v.mmu
-    cdef uint64_t word = stream.next[stream.at], va = region.base + (word >> 1)
-    cdef uint64_t before = m.spent, flags = 0
-    cdef uint32_t tag = tag_of(x.key)
-    cdef int fault, found = 0
-    cdef int64_t i
-    if x.ahead:
-        fetch_ahead(x, s, region, stream)
-    m.tick += 1
-    m.count.penalty_cycles += m.l2_penalty
-    m.spent += m.l2_penalty
-    fault = walk_for(m, s, va, word & 1, moment(v, m, x.time), &found, &flags)
-    x.time += (m.spent - before) * v.exposed
-    if fault != OK:
-        return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
-    if likely(found == size):
-        # As assoc_insert does it.
-        i = replace_least(x.set_2, x.lanes_2, tag, m.tick)
-        (<uint64_t *>(x.set_2 + 2 * x.lanes_2))[i] = x.key | flags
-        i = replace_least(x.set_1, x.lanes_1, tag, m.tick)
-        (<uint64_t *>(x.set_1 + 2 * x.lanes_1))[i] = x.key | flags
-    else:
-        fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, found, flags)
-    x.missed += 1
-    m.count.accesses += 1
-    touch(region, word >> 13)
-    x.time += x.per_access
-    stream_consume(stream)
-    return RUN_BUDGET
+        if walks:
+            return run_tlbs(v, s, region, stream, x, end, True, 0, False, False, 4, 12)
+        return run_tlbs(v, s, region, stream, x, end, False, 0, False, False, 4, 12)
+    return run_tlbs(v, s, region, stream, x, end, True, size, split, banked, l1, l2)
 
 
 cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
@@ -321,10 +349,14 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
             size = plain_size(m)
             if size < 0:
                 status = run_any(v, s, region, stream, x, end)
-            elif run_plain(v, s, region, stream, x, end, size):
-                status = run_miss(v, s, region, stream, x, size)
-            elif stream.at < end:
+                break
+            status = run_plain(v, s, region, stream, x, end, x.ahead, size)
+            if status == NO_ENTRY:
+                status = run_plain(v, s, region, stream, x, stream.at + 1, True, size)
+            if status == ONE_BY_ONE:
                 status = run_any(v, s, region, stream, x, stream.at + 1)
+            elif status == OTHER_SIZE:
+                status = RUN_BUDGET
         budget[0] -= stream.at - first
         x.ahead = x.missed >= MANY
     return status
