@@ -26,6 +26,19 @@ cdef extern from "core/ways.h" nogil:
     int lanes_for "simvm_lanes"(int ways)
     int64_t replace_least "simvm_replace"(uint32_t *words, int lanes, uint32_t tag, uint32_t now)
 
+cdef extern from *:
+    """
+    /* The type of a function that is to be part of its caller, so that what is constant or
+       local there is so in it. It also names a variable, where it says nothing. */
+    #if defined(__GNUC__)
+    #pragma GCC diagnostic ignored "-Wattributes"
+    #define SIMVM_INLINED_INT __attribute__((always_inline)) int
+    #else
+    #define SIMVM_INLINED_INT int
+    #endif
+    """
+    ctypedef int inlined_int "SIMVM_INLINED_INT"
+
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
 

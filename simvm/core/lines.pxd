@@ -7,7 +7,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memmove, memset
-from simvm.core.cache cimport count_trailing_zeros, mul_high, prefetch, words_of
+from simvm.core.cache cimport count_trailing_zeros, inlined_int, mul_high, words_of
 
 cdef extern from "core/ways.h" nogil:
     uint32_t match_words "simvm_match"(const uint32_t *words, uint32_t tag, int n)
@@ -54,14 +54,7 @@ cdef inline uint32_t *lines_set(const LineCache *c, uint64_t line, uint32_t *tag
     return c.tags + s * c.ways
 
 
-cdef inline void lines_fetch(const LineCache *c, uint64_t line) noexcept nogil:
-    """Fetch the set of a line that will be touched soon."""
-    cdef uint32_t tag
-    if c.tags != NULL:
-        prefetch(lines_set(c, line, &tag))
-
-
-cdef inline bint lines_touch(LineCache *c, uint64_t line) noexcept nogil:
+cdef inline inlined_int lines_touch(LineCache *c, uint64_t line) noexcept nogil:
     """Whether the line was present; it is now, as the most recently used."""
     cdef uint32_t tag
     cdef uint32_t *t = lines_set(c, line, &tag)

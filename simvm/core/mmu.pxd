@@ -7,9 +7,10 @@
 # by counting, so no node's header is read but for its address; counters are the vCPU's own
 # and reached by one pointer. The commonest hits do not come here at all (run.pxd).
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from simvm.core.cache cimport (LAST_STAMP, Assoc, assoc_find, assoc_insert, assoc_renumber,
-                               count_trailing_zeros, set_of, value_of)
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from simvm.core.cache cimport (LAST_STAMP, LRU, Assoc, assoc_find, assoc_insert, assoc_renumber,
+                               count_trailing_zeros, guess_way, inlined_int, likely,
+                               replace_least, set_of, stamp_way, tag_of, tags_in, value_of)
 from simvm.core.lines cimport LineCache, lines_touch
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, MAX_LEVEL, TARGET, Node, Table, child_of,
                                find_leaf, in_group, is_child)
@@ -100,12 +101,8 @@ cdef struct Mmu:
     uint64_t l2_latency
     uint64_t llc_latency
     uint64_t dram_latency
-    # the walk under way
-    uint64_t loads_guest
-    uint64_t loads_host
-    uint64_t cycles
-    uint64_t fault
-    uint64_t gpa                # of the last translation: where its page begins
+    uint64_t fault              # the page that was missing last
+    uint64_t gpa                # of the last translation, if `targets`: where its page begins
     uint64_t hpa
     int shift                   # ... and log2 of its size
     LineCache lines_l2
@@ -178,35 +175,72 @@ cdef inline void tlb_insert(Mmu *m, Tlb *t, uint64_t tag, uint64_t va, int size,
         value_of(a, entry, GPA)[0], value_of(a, entry, HPA)[0] = m.gpa, m.hpa
 
 
-cdef inline uint64_t line_latency(Mmu *m, uint64_t line, uint64_t *served) noexcept nogil:
-    """Send one line through the data caches; `served` has a counter for each level."""
-    if m.lines_l2.tags != NULL and lines_touch(&m.lines_l2, line):
-        served[0] += 1
-        return m.l2_latency
-    if m.lines_llc.tags != NULL and lines_touch(&m.lines_llc, line):
-        served[1] += 1
-        return m.llc_latency
-    served[2] += 1
-    return m.dram_latency
+# What a walk under way has come to. It lives in `walk_for` and is never pointed to from
+# elsewhere, so the compiler keeps its parts in registers.
+cdef struct Walk:
+    uint64_t cycles
+    uint64_t guest_loads
+    uint64_t host_loads
+    uint64_t l2_loads
+    uint64_t llc_loads
+    uint64_t dram_loads
+    uint64_t hpa             # of what was translated last
+    uint64_t *leaf           # its leaf
+    int shift                # log2 of what one TLB entry may cover of that
+    uint32_t tick
 
 
-cdef inline void load(Mmu *m, uint64_t hpa) noexcept nogil:
-    m.cycles += line_latency(m, hpa >> 6, &m.count.l2_loads)
+cdef inline inlined_int load(Mmu *m, Walk *w, uint64_t hpa) noexcept nogil:
+    """One entry, from where the data caches have it."""
+    if m.lines_l2.tags != NULL and lines_touch(&m.lines_l2, hpa >> 6):
+        w.l2_loads += 1
+        w.cycles += m.l2_latency
+    elif m.lines_llc.tags != NULL and lines_touch(&m.lines_llc, hpa >> 6):
+        w.llc_loads += 1
+        w.cycles += m.llc_latency
+    else:
+        w.dram_loads += 1
+        w.cycles += m.dram_latency
     if m.trace != NULL and m.traced < m.trace_room:
         m.trace[m.traced] = hpa
         m.traced += 1
+    return 0
 
 
-cdef inline uint64_t *part_find(Assoc *part, uint64_t tag, uint64_t number,
-                                uint32_t now) noexcept nogil:
+cdef inline inlined_int part_find(Assoc *part, uint64_t tag, uint64_t number, uint32_t now,
+                                  uint64_t **entry) noexcept nogil:
+    """Whether a walk cache has it, and where. The commonest shape is searched on the spot."""
+    cdef uint64_t key = key_of(tag, 0, number), s
+    cdef uint32_t *words
+    cdef int64_t way
     if part.sets == 0:
-        return NULL
-    return assoc_find(part, set_of(part, number), key_of(tag, 0, number), now)
+        return False
+    s = set_of(part, number)
+    if likely(part.lanes == 4 and part.policy == LRU):
+        words = tags_in(part, s)
+        way = guess_way(words, 4, tag_of(key))
+        if way < 0:
+            return False
+        entry[0] = <uint64_t *>(words + 8) + way
+        if likely(entry[0][0] == key):
+            stamp_way(words, 4, way, now)
+            return True
+    entry[0] = assoc_find(part, s, key, now)
+    return entry[0] != NULL
 
 
-cdef inline uint64_t *part_insert(Assoc *part, uint64_t tag, uint64_t number,
-                                  uint32_t now) noexcept nogil:
-    return assoc_insert(part, set_of(part, number), key_of(tag, 0, number), now)
+cdef inline inlined_int part_insert(Assoc *part, uint64_t tag, uint64_t number, uint32_t now,
+                                    uint64_t **entry) noexcept nogil:
+    """Enter what a walk cache does not have, and say where."""
+    cdef uint64_t key = key_of(tag, 0, number), s = set_of(part, number)
+    cdef uint32_t *words
+    if likely(part.lanes == 4 and part.policy == LRU):
+        words = tags_in(part, s)
+        entry[0] = <uint64_t *>(words + 8) + replace_least(words, 4, tag_of(key), now)
+        entry[0][0] = key
+    else:
+        entry[0] = assoc_insert(part, s, key, now)
+    return 0
 
 
 cdef inline void keep_time(Mmu *m) noexcept nogil:
@@ -235,35 +269,50 @@ cdef inline int leaf_shift(const Mmu *m, const Table *t, const Node *node, int l
     return t.shift[level]
 
 
-cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint64_t *hpa,
-                            uint64_t **leaf, int *shift) noexcept nogil:
+cdef inline bint nested_tlb_has(Mmu *m, const Space *s, Walk *w, uint64_t gpa) noexcept nogil:
+    cdef uint64_t number
+    cdef uint64_t *found
+    cdef int o
+    for o in range(N_SIZES):
+        number = gpa >> ENTRY_SHIFT[o]
+        found = assoc_find(&m.nested_tlb, set_of(&m.nested_tlb, number),
+                           key_of(s.guest_tag, o, number), w.tick)
+        if found != NULL:
+            w.cycles += m.walk_cache_latency
+            m.count.nested_tlb_hits += 1
+            w.shift = ENTRY_SHIFT[o]
+            w.hpa = value_of(&m.nested_tlb, found, BASE)[0] + (gpa & mask_of(w.shift))
+            return True
+    return False
+
+
+cdef inline void mark(uint64_t *entry, uint64_t bits) noexcept nogil:
+    """Set A and D. Most have them: then the line of the real cache stays clean."""
+    if entry[0] & bits != bits:
+        entry[0] |= bits
+
+
+cdef inline uint64_t mask_of(int shift) noexcept nogil:
+    return (<uint64_t>1 << shift) - 1
+
+
+cdef inline inlined_int nested_walk(Mmu *m, const Space *s, Walk *w, uint64_t gpa,
+                                    bint is_table) noexcept nogil:
     """gPA -> hPA. Sets A and D of the leaf under a guest table page."""
-    cdef Table *host = s.host
+    cdef const Table *host = s.host
     cdef Node *node = host.root
     cdef uint64_t *entry
-    cdef uint64_t number, slot
-    cdef uint64_t *found
-    cdef int o, level = host.levels, k
-    cdef uint32_t now
+    cdef uint64_t *found = NULL
+    cdef uint64_t slot
+    cdef int level = host.levels, k
     cdef Assoc *part
-    m.tick += 1
-    now = m.tick
-    if is_table and m.nested_tlb.sets:
-        for o in range(N_SIZES):
-            number = gpa >> ENTRY_SHIFT[o]
-            found = assoc_find(&m.nested_tlb, set_of(&m.nested_tlb, number),
-                               key_of(s.guest_tag, o, number), now)
-            if found != NULL:
-                m.cycles += m.walk_cache_latency
-                m.count.nested_tlb_hits += 1
-                hpa[0] = value_of(&m.nested_tlb, found, BASE)[0] + (gpa & ((<uint64_t>1 << ENTRY_SHIFT[o]) - 1))
-                shift[0] = ENTRY_SHIFT[o]
-                return OK
+    w.tick += 1
+    if is_table and m.nested_tlb.sets and nested_tlb_has(m, s, w, gpa):
+        return OK
     for k in range(2, host.levels + 1):
         part = &m.host_cache[k]
-        found = part_find(part, s.guest_tag, gpa >> host.shift[k], now)
-        if found != NULL:
-            m.cycles += m.walk_cache_latency
+        if part_find(part, s.guest_tag, gpa >> host.shift[k], w.tick, &found):
+            w.cycles += m.walk_cache_latency
             m.count.host_walk_cache_hits += 1
             node = <Node *>value_of(part, found, NODE)[0]
             level = k - 1
@@ -271,57 +320,53 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
     while True:
         slot = (gpa >> host.shift[level]) & host.mask[level]
         entry = &node.entry[slot]
-        load(m, node.address + 8 * slot)
-        m.loads_host += 1
+        load(m, w, node.address + 8 * slot)
+        w.host_loads += 1
         if not is_child(entry[0]):
             break
         node = child_of(entry[0])
         part = &m.host_cache[level]
         if part.sets:
-            found = part_insert(part, s.guest_tag, gpa >> host.shift[level], now)
+            part_insert(part, s.guest_tag, gpa >> host.shift[level], w.tick, &found)
             value_of(part, found, NODE)[0] = <uint64_t>node
             value_of(part, found, SHIFT)[0] = host.shift[level]
         level -= 1
     if not entry[0] & LEAF:
         m.fault = gpa & TARGET
         return SLAT_FAULT
-    hpa[0] = (entry[0] & TARGET) + (gpa & ((<uint64_t>1 << host.shift[level]) - 1))
+    w.shift = host.shift[level]
+    w.hpa = (entry[0] & TARGET) + (gpa & mask_of(w.shift))
+    w.leaf = entry
     if is_table:
-        entry[0] |= ACCESSED | DIRTY
+        mark(entry, ACCESSED | DIRTY)
         if m.nested_tlb.sets:
-            number = gpa >> host.shift[level]
-            found = assoc_insert(&m.nested_tlb, set_of(&m.nested_tlb, number),
-                                 key_of(s.guest_tag, SIZE_OF_SHIFT[host.shift[level]], number),
-                                 now)
+            slot = gpa >> w.shift
+            found = assoc_insert(&m.nested_tlb, set_of(&m.nested_tlb, slot),
+                                 key_of(s.guest_tag, SIZE_OF_SHIFT[w.shift], slot), w.tick)
             value_of(&m.nested_tlb, found, BASE)[0] = entry[0] & TARGET
-        shift[0] = host.shift[level]
-        return OK
-    shift[0] = leaf_shift(m, host, node, level, slot)
-    leaf[0] = entry
+    else:
+        w.shift = leaf_shift(m, host, node, level, slot)
     return OK
 
 
-cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_hpa, int *size,
-                     uint64_t *dirty) noexcept nogil:
+cdef inline inlined_int walk(Mmu *m, const Space *s, Walk *w, uint64_t va, bint write, bint nested,
+                             int *size, uint64_t *dirty) noexcept nogil:
     """Translate `va` from the tables. Counts nothing but cache hits: the caller does."""
-    cdef bint nested = s.guest != NULL
-    cdef Table *t = s.guest if nested else s.host
+    cdef const Table *t = s.guest if nested else s.host
     cdef Node *node = t.root
     cdef uint64_t hpa = 0, gpa, slot
     cdef uint64_t bits = ACCESSED | (DIRTY if write else 0)
     cdef uint64_t *entry
-    cdef uint64_t *leaf = NULL
-    cdef int level = t.levels, shift, host_shift = 0, status, k
+    cdef uint64_t *found = NULL
+    cdef int level = t.levels, shift, status, k
     cdef bint known = not nested         # hPA of `node` is known
     cdef bint fresh = False              # `node` was reached by reading an entry in this walk
-    cdef uint32_t now = m.tick
-    cdef uint64_t *found
+    cdef uint32_t now = w.tick
     cdef Assoc *part
     for k in range(2, t.levels + 1):
         part = &m.guest_cache[k]
-        found = part_find(part, s.tag, va >> t.shift[k], now)
-        if found != NULL:
-            m.cycles += m.walk_cache_latency
+        if part_find(part, s.tag, va >> t.shift[k], now, &found):
+            w.cycles += m.walk_cache_latency
             m.count.guest_walk_cache_hits += 1
             node = <Node *>value_of(part, found, NODE)[0]
             level = k - 1
@@ -334,58 +379,57 @@ cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_h
         if not nested:
             hpa = node.address
         elif not known:
-            status = nested_walk(m, s, node.address + 8 * slot, True, &hpa, &leaf, &host_shift)
+            status = nested_walk(m, s, w, node.address + 8 * slot, True)
             if status != OK:
                 return status
-            hpa -= 8 * slot
+            hpa = w.hpa - 8 * slot
             if fresh and m.style == INTEL:
                 part = &m.guest_cache[level + 1]
                 if part.sets:
-                    found = part_insert(part, s.tag, va >> t.shift[level + 1], now)
+                    part_insert(part, s.tag, va >> t.shift[level + 1], now, &found)
                     value_of(part, found, NODE)[0] = <uint64_t>node
                     # A table larger than the leaf under it lies in no one place.
-                    value_of(part, found, PAGE)[0] = hpa if host_shift >= t.granule else NOWHERE
+                    value_of(part, found, PAGE)[0] = hpa if w.shift >= t.granule else NOWHERE
                     value_of(part, found, ORIGIN)[0] = node.address | t.granule
         entry = &node.entry[slot]
-        load(m, hpa + 8 * slot)
+        load(m, w, hpa + 8 * slot)
         if nested:
-            m.loads_guest += 1
+            w.guest_loads += 1
         else:
-            m.loads_host += 1
+            w.host_loads += 1
         if not is_child(entry[0]):
             break
         node = child_of(entry[0])
-        part = &m.guest_cache[level]
-        if part.sets and (not nested or m.style == AMD):
-            found = part_insert(part, s.tag, va >> t.shift[level], now)
-            value_of(part, found, NODE)[0] = <uint64_t>node
-            value_of(part, found, ORIGIN)[0] = NOWHERE
+        if not nested or m.style == AMD:
+            part = &m.guest_cache[level]
+            if part.sets:
+                part_insert(part, s.tag, va >> t.shift[level], now, &found)
+                value_of(part, found, NODE)[0] = <uint64_t>node
+                value_of(part, found, ORIGIN)[0] = NOWHERE
         fresh = True
         known = not nested
         level -= 1
     if not entry[0] & LEAF:
         m.fault = va & TARGET
         return GUEST_FAULT if nested else SLAT_FAULT
-    gpa = (entry[0] & TARGET) + (va & ((<uint64_t>1 << t.shift[level]) - 1))
+    gpa = (entry[0] & TARGET) + (va & mask_of(t.shift[level]))
     shift = leaf_shift(m, t, node, level, slot)
-    if not nested:
-        entry[0] |= bits
-        data_hpa[0] = gpa
-        size[0] = SIZE_OF_SHIFT[shift]
+    if nested:
+        status = nested_walk(m, s, w, gpa, False)
+        if status != OK:
+            return status
+        shift = min(shift, w.shift)
+        mark(w.leaf, bits)
+        mark(entry, bits)
+        dirty[0] = (entry[0] & w.leaf[0] & DIRTY) != 0
+    else:
+        w.hpa = gpa
+        mark(entry, bits)
         dirty[0] = (entry[0] & DIRTY) != 0
-        m.gpa, m.hpa, m.shift = NOWHERE, gpa & ~((<uint64_t>1 << shift) - 1), shift
-        return OK
-    status = nested_walk(m, s, gpa, False, data_hpa, &leaf, &host_shift)
-    if status != OK:
-        return status
-    entry[0] |= bits
-    leaf[0] |= bits
-    shift = min(shift, host_shift)
     size[0] = SIZE_OF_SHIFT[shift]
-    dirty[0] = (entry[0] & leaf[0] & DIRTY) != 0
-    m.gpa = gpa & ~((<uint64_t>1 << shift) - 1)
-    m.hpa = data_hpa[0] & ~((<uint64_t>1 << shift) - 1)
-    m.shift = shift
+    if m.targets:
+        m.gpa = gpa & ~mask_of(shift) if nested else NOWHERE
+        m.hpa, m.shift = w.hpa & ~mask_of(shift), shift
     return OK
 
 
@@ -417,33 +461,42 @@ cdef inline int first_free_walker(const Mmu *m) noexcept nogil:
     return first
 
 
-cdef inline int walk_for(Mmu *m, Space *s, uint64_t va, bint write, uint64_t now, int *size,
+cdef inline int walk_for(Mmu *m, const Space *s, uint64_t va, bint write, uint64_t now, int *size,
                          uint64_t *flags) noexcept nogil:
     """No TLB has it: walk, on the first walker that is free. The TLBs are left to the caller."""
     cdef Counters *count = m.count
+    cdef Walk w
     cdef int status, walker
-    cdef uint64_t hpa = 0, wait = 0
-    count.tlb_misses += 1
-    m.loads_guest = m.loads_host = m.cycles = 0
-    status = walk(m, s, va, write, &hpa, size, flags)
+    cdef uint64_t wait = 0
+    w.cycles = w.guest_loads = w.host_loads = w.l2_loads = w.llc_loads = w.dram_loads = 0
+    w.tick = m.tick
+    if s.guest != NULL:
+        status = walk(m, s, &w, va, write, True, size, flags)
+    else:
+        status = walk(m, s, &w, va, write, False, size, flags)
+    m.tick = w.tick
     if now != NOWHERE:
         walker = first_free_walker(m)
         if m.walker_free[walker] > now:
             wait = m.walker_free[walker] - now
             count.walker_wait_cycles += wait
-        m.walker_free[walker] = now + wait + m.cycles
-    m.spent += m.cycles + wait
+        m.walker_free[walker] = now + wait + w.cycles
+    m.spent += w.cycles + wait
+    count.tlb_misses += 1
+    count.l2_loads += w.l2_loads
+    count.llc_loads += w.llc_loads
+    count.dram_loads += w.dram_loads
     if status != OK:
-        count.faulted_loads += m.loads_guest + m.loads_host
-        count.faulted_cycles += m.cycles
+        count.faulted_loads += w.guest_loads + w.host_loads
+        count.faulted_cycles += w.cycles
         return status
     count.walks += 1
-    count.guest_loads += m.loads_guest
-    count.host_loads += m.loads_host
-    count.walk_cycles += m.cycles
-    if not (m.lines_l2.tags != NULL and lines_touch(&m.lines_l2, hpa >> 6)):
+    count.guest_loads += w.guest_loads
+    count.host_loads += w.host_loads
+    count.walk_cycles += w.cycles
+    if not (m.lines_l2.tags != NULL and lines_touch(&m.lines_l2, w.hpa >> 6)):
         if m.lines_llc.tags != NULL:
-            lines_touch(&m.lines_llc, hpa >> 6)
+            lines_touch(&m.lines_llc, w.hpa >> 6)
     return OK
 
 

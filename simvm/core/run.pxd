@@ -6,9 +6,8 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.blocks cimport Blocks
-from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, likely,
+from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, inlined_int, likely,
                                prefetch, replace_least, tag_of)
-from simvm.core.lines cimport lines_fetch
 from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
                              fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
@@ -17,24 +16,10 @@ from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
 
-cdef extern from *:
-    """
-    /* The type of a function that is to be part of its caller, so that arguments which are
-       constants there are constants in it. It also names a variable, where it says nothing. */
-    #if defined(__GNUC__)
-    #pragma GCC diagnostic ignored "-Wattributes"
-    #define SIMVM_INLINED_INT __attribute__((always_inline)) int
-    #else
-    #define SIMVM_INLINED_INT int
-    #endif
-    """
-    ctypedef int inlined_int "SIMVM_INLINED_INT"
-
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
-    CLOSE = 4                # ... and the place of its data line in the last cache
-    RING = 32                # more than FAR
+    RING = 16                # at least as many as there are between the two
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
     EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
@@ -79,8 +64,8 @@ cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address,
     return entry
 
 
-cdef inline void fetch_far(Stretch *x, const Mmu *m, const Space *s, const Region *region,
-                           uint64_t word, int at) noexcept nogil:
+cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uint64_t word,
+                           int at) noexcept nogil:
     """Of an access far ahead, the guest's entry (or the native one)."""
     prefetch(&region.touched[word >> 19])
     at &= RING - 1
@@ -88,22 +73,16 @@ cdef inline void fetch_far(Stretch *x, const Mmu *m, const Space *s, const Regio
                              &x.below[at])
 
 
-cdef inline void fetch_near(Stretch *x, const Mmu *m, const Space *s, int at) noexcept nogil:
+cdef inline void fetch_near(Stretch *x, const Space *s, int at) noexcept nogil:
     """Of a nearer one, the host's entry that the guest's leads to, now that this has come."""
-    cdef uint64_t entry
+    cdef uint64_t entry, below
     at &= RING - 1
     entry = x.ring[at][0]
     if s.guest != NULL and entry & LEAF:
-        x.ring[at] = fetch_entry(s.host, (entry & TARGET) + x.below[at], &x.below[at])
+        fetch_entry(s.host, (entry & TARGET) + x.below[at], &below)
 
 
-cdef inline void fetch_line(Stretch *x, const Mmu *m, int at) noexcept nogil:
-    """Of the next but a few, where the data caches would keep its line."""
-    at &= RING - 1
-    lines_fetch(&m.lines_llc, ((x.ring[at][0] & TARGET) + x.below[at]) >> 6)
-
-
-cdef inline void fetch_ahead(Stretch *x, const Mmu *m, const Space *s, const Region *region,
+cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
                              const Stream *stream) noexcept nogil:
     """Fetch what later accesses will need of the simulator's own memory, step by step.
 
@@ -111,23 +90,23 @@ cdef inline void fetch_ahead(Stretch *x, const Mmu *m, const Space *s, const Reg
     """
     cdef int i
     if not x.primed:
-        for i in range(stream.at + CLOSE, min(stream.at + FAR, stream.n)):
-            fetch_far(x, m, s, region, stream.next[i], i)
+        for i in range(stream.at + NEAR, min(stream.at + FAR, stream.n)):
+            fetch_far(x, s, region, stream.next[i], i)
         x.primed = True
         x.fetched = stream.at
     for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
-        fetch_far(x, m, s, region, stream.next[i + FAR], i + FAR)
-        fetch_near(x, m, s, i + NEAR)
-        fetch_line(x, m, i + CLOSE)
+        fetch_far(x, s, region, stream.next[i + FAR], i + FAR)
+        fetch_near(x, s, i + NEAR)
     x.fetched = stream.at + 1
 
 
 cdef inline void touch(Region *region, uint64_t page) noexcept nogil:
     """Note a 4 KiB page as touched."""
     cdef uint64_t *word = &region.touched[page >> 6]
-    cdef uint64_t bit = (word[0] >> (page & 63)) & 1
-    word[0] |= <uint64_t>1 << (page & 63)
-    region.n_touched += 1 - bit
+    cdef uint64_t bit = <uint64_t>1 << (page & 63)
+    if not word[0] & bit:
+        word[0] |= bit
+        region.n_touched += 1
 
 
 cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
@@ -140,7 +119,7 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
         if x.time >= x.limit:
             return RUN_DEADLINE
         if x.ahead:
-            fetch_ahead(x, m, s, region, stream)
+            fetch_ahead(x, s, region, stream)
         word = stream.next[stream.at]
         va = region.base + (word >> 1)
         before, walks = m.spent, m.count.walks
@@ -192,7 +171,7 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     cdef int fault, size = 0
     cdef int64_t i
     if x.ahead:
-        fetch_ahead(x, m, s, region, stream)
+        fetch_ahead(x, s, region, stream)
     m.tick += 1
     m.count.penalty_cycles += m.l2_penalty
     m.spent += m.l2_penalty
