@@ -9,7 +9,7 @@ entries answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 from hypothesis import strategies as st
@@ -170,14 +170,15 @@ TABLE = st.integers(0, 4)
 class Demand(NamedTuple):
     """How faults of a step are served: the orders to map in the guest and in the host.
 
-    The guest's data begins at gPA frame `frame` of the guest's order; `rounds` of 0
-    leave the fault as it is.
+    Data begins at frame `frame` of the order, in the guest at `guest_frame` if there is
+    one; `rounds` of 0 leave the fault as it is.
     """
 
     rounds: int
     guest_order: int
     host_order: int
     frame: int
+    guest_frame: int | None = None
 
 
 class Access(NamedTuple):
@@ -199,6 +200,17 @@ class Access(NamedTuple):
     demand: Demand
     pace: int | None = None
     translate: bool = False
+
+
+class Visit(NamedTuple):
+    """Accesses to those addresses; all else is as in `Access`."""
+
+    space: int
+    addresses: tuple[int, ...]
+    writes: int
+    demand: Demand
+    pace: int | None
+    translate: bool
 
 
 class Map(NamedTuple):
@@ -243,7 +255,7 @@ class Flush(NamedTuple):
     length: int
 
 
-Step = Access | Map | Change | Absent | Prune | Flush
+Step = Access | Visit | Map | Change | Absent | Prune | Flush
 
 DEMANDS = st.builds(
     lambda rounds, orders, frame: Demand(rounds, *orders, frame),
@@ -310,6 +322,16 @@ STEPS = st.one_of(
     ABSENTEES,
     st.builds(Prune, table=TABLE),
 )
+# A table is full, and can be collapsed, mostly after a split alone.
+TURNS = st.builds(
+    lambda split, access: [
+        split._replace(what="split"),
+        access._replace(demand=access.demand._replace(rounds=0)),
+        split._replace(what="collapse"),
+    ],
+    split=CHANGES,
+    access=ACCESSES,
+)
 
 
 @dataclass(frozen=True)
@@ -338,11 +360,12 @@ def programs(draw: st.DrawFn) -> Program:
         guests = draw(st.lists(st.tuples(ANY_FORMAT, numbers), min_size=1, max_size=3))
     else:
         native = draw(st.lists(ANY_FORMAT, min_size=1, max_size=3))
+    turns = draw(st.lists(STEPS.map(lambda step: [step]) | TURNS, min_size=15, max_size=60))
     return Program(
         geometry=draw(GEOMETRIES),
         slats=tuple(slats),
         guests=tuple(guests),
         native=tuple(native),
-        steps=tuple(draw(st.lists(STEPS, min_size=15, max_size=60))),
+        steps=tuple(chain.from_iterable(turns)),
         targets=draw(st.integers(0, 3)) > 0,
     )
