@@ -29,13 +29,13 @@ from simvm.hardware.geometry import (
 from simvm.hardware.load import LINE_BYTES
 
 SMALL = MmuGeometry(
-    l1_load=(TlbArray((0, 3, 4), 24, 6), TlbArray((1, 5, 6), 16, 4), TlbArray((2,), 4, 4)),
+    l1_load=(TlbArray((0, 3, 4), 18, 6), TlbArray((1, 5, 6), 16, 4), TlbArray((2,), 4, 4)),
     l1_store=(TlbArray((0, 1, 2, 3, 4, 5, 6), 10, 5),),
     l2=(TlbArray((0, 1, 3), 64, 8), TlbArray((0, 3, 4, 5, 6), 64, 8)),
     l2_penalty=7,
     smash=True,
     walkers=3,
-    guest_walk_cache=tuple(WalkCachePart(level, 6, 3) for level in (2, 3, 4, 5)),
+    guest_walk_cache=tuple(WalkCachePart(level, 9, 3) for level in (2, 3, 4, 5)),
     host_walk_cache=tuple(WalkCachePart(level, 6, 3) for level in (2, 3, 4, 5)),
     nested_tlb=NestedTlb(12, 6),
     cache_l2=DataCache(3 * 1024, 16, 14),
