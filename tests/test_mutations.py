@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -301,8 +300,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
         put_in(fault, number, package)
     for file in {fault.file for fault in FAULTS}:
         path = package / "core" / file
-        declared = re.sub("^from ", DECLARATION + "from ", path.read_text("utf-8"), 1, re.MULTILINE)
-        path.write_text(declared, encoding="utf-8")
+        head, first, rest = path.read_text(encoding="utf-8").partition("from libc")
+        path.write_text(head + DECLARATION + first + rest, encoding="utf-8")
     setup = folder / "setup.py"
     optimised = setup.read_text(encoding="utf-8")
     assert '"-O3"' in optimised
