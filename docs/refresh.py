@@ -25,6 +25,7 @@ from typing import Any
 
 from simvm import validation
 from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
+from simvm.hardware.formats import FORMATS, leaf_bytes, root_bytes
 from simvm.report.labels import METRICS
 from simvm.results import Timeline, read_json
 from simvm.scenario import json_schema
@@ -344,6 +345,20 @@ def check_table() -> str:
     return _table(("check", "compares", "with"), rows)
 
 
+def format_table() -> str:
+    """The named formats of page tables."""
+    rows = []
+    for name, named in FORMATS.items():
+        form = named.form
+        sizes = leaf_bytes(form.granule_shift, form.levels)
+        rows.append((
+            f"`{name}`", " and ".join(map(str, named.stages)), str(form.levels),
+            str(form.address_bits), format_bytes(root_bytes(form)),
+            ", ".join(map(format_bytes, sizes)), named.source,
+        ))  # fmt: skip
+    return _table(("format", "stage", "levels", "bits", "root", "leaves", "source"), rows)
+
+
 def walk_cache_table() -> str:
     """Loads per walk with walk caches on: the rows of `simvm validate`, and their notes."""
     found = validation.run(["walk_caches"])
@@ -485,6 +500,7 @@ def reference_blocks() -> dict[tuple[str, str], str]:
     """By page and block, what needs no simulation."""
     return {
         ("docs/scenario.md", "keys"): key_tables(),
+        ("docs/scenario.md", "formats"): format_table(),
         ("docs/results.md", "columns"): column_tables(),
         ("docs/results.md", "headline"): headline_table(),
         ("docs/validation.md", "checks"): check_table(),

@@ -430,6 +430,9 @@ cdef class Mmu:
         for part in geometry.host_walk_cache:
             set_up_part(&self.c.host_cache[check_level(part.level)], part, 2)
         set_up_part(&self.c.nested_tlb, geometry.nested_tlb, 1)
+        for part in (*geometry.guest_walk_cache, *geometry.host_walk_cache, geometry.nested_tlb,
+                     *geometry.l1_load, *(geometry.l1_store or ()), *geometry.l2):
+            self.c.most_ways = max(self.c.most_ways, part.ways)
         set_up_lines(&self.c.lines_l2, geometry.cache_l2)
         set_up_lines(&self.c.lines_llc, geometry.cache_llc)
 
@@ -470,6 +473,7 @@ cdef class Mmu:
         cdef uint64_t at = mmu.NOWHERE if now is None else now
         if va >= table.reach_of(t):
             raise ValueError(f"{va:#x} is beyond the address space")
+        mmu.keep_time(&self.c)
         return mmu.access(&self.c, &space.c, va, write, at)
 
     @property

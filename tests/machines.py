@@ -252,12 +252,11 @@ class Machine:
         return outcome
 
     def _note(self, what: str, number: int, address: int, leaf: Any) -> None:
-        """Keep up `_leaves` with what was done at the leaf."""
+        """Keep up `_leaves` with what was done at the leaf, which a split may have left out."""
         leaves = self._leaves[number]
-        if what == "unmap":
-            del leaves[leaf.base]
-        elif what == "split":
-            del leaves[leaf.base]
+        if what in ("unmap", "split"):
+            leaves.pop(leaf.base, None)
+        if what == "split":
             size = self._size(number, leaf.order - 1)
             last = self._size(number, leaf.order) // size - 1
             # Those that programs are likely to meet again stand for all.

@@ -302,6 +302,22 @@ ABSENTEES = st.builds(
     address=ADDRESS,
     frame=FRAME,
 )
+
+
+@st.composite
+def round_trips(draw: st.DrawFn) -> tuple[Step, ...]:
+    """A leaf is split, what it became is accessed and perhaps changed, and it is collapsed.
+
+    A table seldom is full of leaves otherwise. After the split the first of the small leaves
+    has the number that the large one had.
+    """
+    table, leaf = draw(st.integers(0, 2)), draw(st.integers(0, 3))
+    split, collapse = (draw(CHANGES)._replace(table=table, leaf=leaf) for _ in range(2))
+    between = draw(ACCESSES)._replace(space=table, leaf=leaf)
+    meanwhile = draw(st.lists(CHANGES, max_size=1))
+    return split._replace(what="split"), between, *meanwhile, collapse._replace(what="collapse")
+
+
 FLUSHES = st.builds(
     Flush,
     what=st.sampled_from(["all", "guest", "asid", "range", "gpa"]),
@@ -310,7 +326,7 @@ FLUSHES = st.builds(
     length=st.sampled_from([0, 1, 4096, 3 << 12, 1 << 21, 1 << 30, 1 << 40]),
 )
 # Accesses are most of a program, or nothing would be cached to be wrong about.
-STEPS = st.one_of(
+ONE_STEP = st.one_of(
     ACCESSES,
     ACCESSES,
     ACCESSES,
@@ -322,16 +338,8 @@ STEPS = st.one_of(
     ABSENTEES,
     st.builds(Prune, table=TABLE),
 )
-# A table is full, and can be collapsed, mostly after a split alone.
-TURNS = st.builds(
-    lambda split, access: [
-        split._replace(what="split"),
-        access._replace(demand=access.demand._replace(rounds=0)),
-        split._replace(what="collapse"),
-    ],
-    split=CHANGES,
-    access=ACCESSES,
-)
+STEPS = st.integers(0, 9).flatmap(lambda n: round_trips() if n == 0 else st.tuples(ONE_STEP))
+"""Steps that belong together; most often one."""
 
 
 @dataclass(frozen=True)
@@ -360,12 +368,11 @@ def programs(draw: st.DrawFn) -> Program:
         guests = draw(st.lists(st.tuples(ANY_FORMAT, numbers), min_size=1, max_size=3))
     else:
         native = draw(st.lists(ANY_FORMAT, min_size=1, max_size=3))
-    turns = draw(st.lists(STEPS.map(lambda step: [step]) | TURNS, min_size=15, max_size=60))
     return Program(
         geometry=draw(GEOMETRIES),
         slats=tuple(slats),
         guests=tuple(guests),
         native=tuple(native),
-        steps=tuple(chain.from_iterable(turns)),
+        steps=tuple(chain.from_iterable(draw(st.lists(STEPS, min_size=15, max_size=60)))),
         targets=draw(st.integers(0, 3)) > 0,
     )

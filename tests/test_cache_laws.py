@@ -93,6 +93,13 @@ def test_table_bytes() -> None:
     assert laws.table_bytes(tib, 2 * mib) == 4 * mib + 8 * kib + 4 * kib
     assert laws.table_bytes(tib, gib) == 8 * kib + 4 * kib
     assert laws.table_bytes(1, 4 * kib) == 16 * kib
+    # Sv39x4: a root of 16 KiB; then one table for each GiB, and one for each 2 MiB.
+    assert laws.table_bytes(gib, 4 * kib, 3, root=16 * kib) == 16 * kib + 4 * kib + 2 * mib
+    assert laws.table_bytes(2 * tib, gib, 3, root=16 * kib) == 16 * kib
+    # 16 KiB: two levels with a root of sixteen tables; a table of the leaves maps 32 MiB.
+    arm = {"levels": 2, "granule": 16 * kib, "root": 256 * kib}
+    assert laws.table_bytes(gib, 16 * kib, **arm) == 256 * kib + 32 * 16 * kib
+    assert laws.table_bytes(gib, 32 * mib, **arm) == 256 * kib
 
 
 @pytest.mark.parametrize(("rate", "published_us"), [(1e5, 1.272), (2e5, 7.217)])

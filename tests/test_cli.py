@@ -190,6 +190,18 @@ def test_walk(capsys: pytest.CaptureFixture[str]) -> None:
     assert "11 loads; the TLB entry covers 2MiB" in out
     argv = ("walk", "--virtualization", "none", "--host", "1GiB", "--format", "json")
     assert json.loads(run(capsys, *argv)[1])["loads"] == 2
+    argv = ("walk", "--guest", "4KiB", "--guest-format", "sv39", "--host", "4KiB", "--host-format",
+            "sv39x4", "--contiguous", "--format", "json")  # fmt: skip
+    code, out, _ = run(capsys, *argv)
+    answer = json.loads(out)
+    assert (code, answer["loads"], answer["tlb_entry"]) == (0, 15, "64KiB")
+    assert answer["host_format"]["root_tables"] == 4
+    argv = ("walk", "--guest", "16KiB", "--guest-granule", "16KiB", "--guest-levels", "4",
+            "--host", "64KiB", "--host-granule", "64KiB", "--host-levels", "5",
+            "--host-root-tables", "16")  # fmt: skip
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (3, "")
+    assert "2 mistakes" in err  # both reach too far
     assert run(capsys, "walk", "--host", "1GiB")[0] == 2
     assert run(capsys, "walk", "--guest", "3GiB", "--host", "1GiB")[0] == 3
 

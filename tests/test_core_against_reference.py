@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from agreement import run_both
 from hypothesis import HealthCheck, Phase, given, settings
 from programs import Access, Change, Demand, Flush, Map, Program, Step, programs
 
 from simvm import _core, reference
-from simvm.hardware.geometry import DataCache, MmuGeometry, TableFormat, TlbArray, WalkCachePart
+from simvm.hardware.geometry import (
+    DataCache,
+    MmuGeometry,
+    NestedTlb,
+    TableFormat,
+    TlbArray,
+    WalkCachePart,
+)
 
 
 def test_core_and_twin_agree_and_programs_reach_every_counter() -> None:
@@ -54,6 +62,16 @@ def test_flushing_an_empty_range_drops_the_walk_cache_of_the_space() -> None:
     nothing = Flush("range", space=0, address=1 << 30, length=0)
     counters = run_both(one_guest(geometry, load(1 << 30), nothing, load(1 << 30)))
     assert counters["guest_walk_cache_hits"] == 0
+
+
+@pytest.mark.parametrize("what", ["range", "gpa"])
+def test_a_range_of_no_bytes_within_a_page_drops_no_translation(what: str) -> None:
+    geometry = MmuGeometry(l1_load=(TlbArray((0, 1), 16, 4),), nested_tlb=NestedTlb(4, 4))
+    small = Demand(rounds=64, guest_order=0, host_order=0, frame=16)
+    page = load((1 << 30) + 64, small)
+    address = page.address if what == "range" else (16 << 12) + 64
+    counters = run_both(one_guest(geometry, page, Flush(what, 0, address, 0), page))
+    assert (counters["walks"], counters["l1_hits"]) == (1, 1)
 
 
 def test_smashed_pages_are_found_in_both_levels() -> None:

@@ -24,7 +24,12 @@ class World:
     """A guest (or a native process) of which nothing is mapped yet, and an MMU."""
 
     def __init__(
-        self, geometry: MmuGeometry, nested: bool, guest_order: int, host_order: int
+        self,
+        geometry: MmuGeometry,
+        nested: bool,
+        targets: bool,
+        guest_order: int,
+        host_order: int,
     ) -> None:
         self.host = _core.HostMemory(GIB)
         self.memory = _core.BlockAllocator(256 * MIB)
@@ -33,7 +38,8 @@ class World:
         self.tables.append(_core.PageTable(4, self.memory))
         self.space = _core.AddressSpace(1, self.tables[0], self.tables[1] if nested else None, 5)
         self.region = _core.Region(REGION if nested else 0, SIZE, guest_order)
-        self.mmu = _core.Mmu(geometry, targets=nested)
+        self.targets = targets
+        self.mmu = _core.Mmu(geometry, targets=targets)
         self.vcpu = _core.Vcpu(self.mmu)
         self.vcpu.set_costs((1, 1, 1), 1, 1)
         self.vcpu.set_phase(3, 1.0)
@@ -61,7 +67,7 @@ class World:
             self.mmu.flush_range(1, self.region.base + offset, 3 * PAGE, 5)
         elif what == "asid":
             self.mmu.flush_asid(1, 5)
-        elif what == "gpa" and self.space.guest:
+        elif what == "gpa" and self.space.guest and self.targets:
             self.mmu.flush_gpa(offset, BLOCK, 5)
         elif what == "guest":
             self.mmu.flush_guest(5)
@@ -95,12 +101,15 @@ def counted(world: World, asked: bool) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("orders", [(0, 0), (1, 0), (0, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("targets", [True, False], ids=["targets", "none"])
 @pytest.mark.parametrize("nested", [True, False], ids=["nested", "native"])
 @pytest.mark.parametrize("name", hardware.names())
-def test_the_loop_is_the_mmu(name: str, nested: bool, orders: tuple[int, int]) -> None:
+def test_the_loop_is_the_mmu(
+    name: str, nested: bool, targets: bool, orders: tuple[int, int]
+) -> None:
     geometry = hardware.load_cpu(name).geometry
     rng = np.random.default_rng(1)
-    at_once, one_by_one, asked = (World(geometry, nested, *orders) for _ in range(3))
+    at_once, one_by_one, asked = (World(geometry, nested, targets, *orders) for _ in range(3))
     # Pages are touched first, in any order, among accesses to those that may be there.
     firsts = rng.permutation(SIZE // PAGE).astype(np.uint64) * np.uint64(2 * PAGE)
     for chunk in np.array_split(firsts, 8):

@@ -1,5 +1,6 @@
 """What a scenario must not say: every mistake at once, each with key, value, rule and fix."""
 
+import re
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from simvm import scenario
 from simvm.errors import Mistake
+from simvm.scenario.check import MOST_TAGS
 
 HEAD = """
 schema = 1
@@ -107,7 +109,7 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", "contiguous = true", "host.contiguous", "contiguous hint", "neoverse_n1"),
         ("host", 'invalidation = "asid"', "host.invalidation", "guest, range", "one of"),
         ("host", "tagged_tlb = 1", "host.tagged_tlb", "true or false", "quotes"),
-        ("guest", "table_levels = 3", "guest.g.table_levels", "4 or more", "4"),
+        ("guest", "table_levels = 2", "guest.g.table_levels", "3 or more", "3"),
         ("host", 'reclaim = { policy = "mglru" }', "host.reclaim.policy", "not modelled", "lru"),
         ("host", 'reclaim = { policy = "lur" }', "host.reclaim.policy", "none, lru", "'lru'"),
         ("host", 'reclaim = { min_free = "8GiB" }', "host.reclaim.min_free", "half", "less"),
@@ -120,7 +122,9 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", "costs = 3", "host.costs", "a table", "slat_fault_2m"),
         ("host", "[[host.node]]\ncores = 1", "host.node", "not modelled", "remove"),
         ("guest", "count = 0", "guest.g.count", "more than 0", "1 or more"),
-        ("guest", "count = 65535", "guest.g.count", "at most 65,534 guests, not 65,535", "less"),
+        ("guest", "count = 5462", "guest.g.count",
+         "at most 16,383 address spaces, two for each guest and one for each of its processes, "
+         "not 16,386", "less"),
         ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "hotplug is not", "remove"),
         ("guest", 'stop = "1s"\nstart = "2s"', "guest.g.stop", "later than start", "2s"),
         ("guest", 'stagger = "1s"', "guest.g.stagger", "one guest alone", "remove"),
@@ -139,6 +143,13 @@ def test_values(tmp_path: Path, part: str, text: str, key: str, rule: str, fix: 
     assert rule in found.rule
     assert fix in found.fix
     assert found.file.endswith("a.toml")
+
+
+def test_as_many_guests_as_the_core_has_tags_for(tmp_path: Path) -> None:
+    header = Path(scenario.__file__).parents[1] / "core" / "mmu.pxd"
+    (tags,) = re.findall(r"\bMAX_TAGS = (\d+)", header.read_text(encoding="utf-8"))
+    assert int(tags) == MOST_TAGS
+    assert mistakes(tmp_path, guest=f"count = {MOST_TAGS // 3}") == []
 
 
 @pytest.mark.parametrize(
@@ -477,6 +488,27 @@ def test_memory_beyond_the_reach_of_the_tables(tmp_path: Path) -> None:
     assert "serve 1 TiB" in found.rule  # 40 bits of guest-physical address
     assert mistakes(tmp_path, sets=(*sets, "host.table_levels=4")) == []
     assert mistakes(tmp_path, sets=(*sets, "guest.g.virtualization=none")) == []
+
+
+def test_processes_of_a_container_with_three_levels(tmp_path: Path) -> None:
+    sets = ("guest.g.virtualization=none", "guest.g.table_levels=3")
+    phases = [phase(f'process = "p{number}"\nname = "n{number}"') for number in range(4)]
+    assert mistakes(tmp_path, phases="".join(phases[:3]), sets=sets) == []
+    found = only(mistakes(tmp_path, phases="".join(phases), sets=sets))
+    assert found.key == "guest.g.workload"
+    assert "room for 3 processes" in found.rule
+    assert mistakes(tmp_path, phases="".join(phases), sets=sets[:1]) == []
+
+
+def test_memory_beyond_three_levels(tmp_path: Path) -> None:
+    """A program of 39 bits has 256 GiB, from 128 GiB up; a container's, less the gaps."""
+    sets = ("host.memory=1TiB", "guest.g.table_levels=3")
+    assert mistakes(tmp_path, sets=(*sets, "guest.g.memory=128GiB")) == []
+    found = only(mistakes(tmp_path, sets=(*sets, "guest.g.memory=129GiB")))
+    assert "serve 128 GiB" in found.rule
+    sets = (*sets, "guest.g.virtualization=none")
+    assert mistakes(tmp_path, sets=(*sets, "guest.g.memory=64GiB")) == []
+    assert "serve 64 GiB" in only(mistakes(tmp_path, sets=(*sets, "guest.g.memory=65GiB"))).rule
 
 
 def test_the_contiguous_hint_of_an_arm_cpu(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_every_row_is_within_its_tolerance(check: str, full_size: bool) -> None:
     [
         ("walk_loads", 0, "loads", 25),
         ("tlb_entry", 3, "entry", "4KiB"),
+        ("format_loads", 0, "loads", 24),
+        ("format_entries", 0, "entry", "4KiB"),
         ("cache_laws", 3, "hits", 0.3380 + 0.0075),
         ("replacement_laws", 3, "hits", 0.3380),
         ("replacement_laws", 8, "hits", 0.3380),
@@ -62,8 +64,14 @@ def test_a_wrong_figure_is_shown_as_a_miss(check: str, number: int, key: str, wr
 def test_a_wrong_law_is_shown_as_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "simvm.validation.tables.table_bytes",
-        lambda footprint, leaf: laws.table_bytes(footprint, leaf) + 4096,
+        lambda *mapping: laws.table_bytes(*mapping) + 4096,
     )
+    for check, row in (
+        ("page_table_bytes", {"leaf": "4KiB", "footprint": "6MiB"}),
+        ("format_bytes", {"format": "sv39x4", "leaf": "2MiB", "footprint": "6MiB"}),
+    ):
+        rows = validation.run([check], against={check: {"source": "none", "rows": [row]}})
+        assert [row["error"] for row in rows] == [-4096], check
     table = dict(validation.published()["page_table_bytes"])
     table["rows"] = [{"leaf": "4KiB", "footprint": "6MiB"}, {"leaf": "1GiB", "footprint": "1TiB"}]
     rows = validation.run(["page_table_bytes"], against={"page_table_bytes": table})

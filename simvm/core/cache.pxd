@@ -2,11 +2,16 @@
 #
 # An entry's key is one 64-bit word: (what it is for << 2) | two flags. Beside it stands a
 # 32-bit tag, a part of the key: a set's tags are compared all at once (ways.h), then the
-# key is. Entries never move. True LRU and FIFO keep a stamp for each, the count of
-# touches (LRU) or insertions (FIFO) at its last one, and evict the least; a free place has
-# stamp 0, so it goes first. So a hit writes one word, and values need not follow it.
+# key is. Entries never move. True LRU and FIFO keep a stamp for each, the time of its last
+# touch (LRU) or of its insertion (FIFO), and evict the least; a free place has stamp 0, so
+# it goes first. So a hit writes one word, and values need not follow it. The time is a
+# count that one MMU keeps for all of its structures: only its order matters.
+#
+# A set is one stretch of memory: tags, stamps, keys, then up to three values of each entry,
+# so that a set of four ways without values is one real cache line, and one pointer leads to
+# all of it. An entry is known by the address of its key; values stand `lanes` words apart.
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -15,8 +20,7 @@ cdef extern from "core/ways.h" nogil:
     bint likely "SIMVM_LIKELY"(bint x)
     void prefetch "SIMVM_PREFETCH"(const void *x)
     uint64_t mul_high "simvm_mulhi"(uint64_t a, uint64_t b)
-    int find_way "simvm_find"(const uint32_t *tags, const uint64_t *keys, int lanes,
-                              uint32_t tag, uint64_t key)
+    int find_way "simvm_find"(const uint32_t *words, int lanes, uint32_t tag, uint64_t key)
     int lanes_for "simvm_lanes"(int ways)
     int least_of "simvm_least"(const uint32_t *words, int lanes)
 
@@ -36,7 +40,7 @@ cdef extern from *:
     /* A stamp below SIMVM_NEVER is the clock's; a debug build runs out of them soon, so that
        tests reach what happens then. */
     #ifdef SIMVM_DEBUG
-    #define SIMVM_LAST_STAMP 5000u
+    #define SIMVM_LAST_STAMP 6000u
     #else
     #define SIMVM_LAST_STAMP 0x7FFFFFFEu
     #endif
@@ -46,18 +50,13 @@ cdef extern from *:
     const uint32_t LAST_STAMP "SIMVM_LAST_STAMP"
 
 cdef struct Assoc:
-    uint32_t *tags       # sets x lanes; all ones where free
-    uint64_t *keys       # sets x lanes; EMPTY where free
-    uint32_t *stamps     # sets x lanes
-    uint64_t *values     # sets x lanes, or NULL
-    uint64_t *pages      # sets x lanes, or NULL: a second value
-    uint64_t *origins    # sets x lanes, or NULL: a third
+    uint32_t *words      # sets x stride
     uint64_t set_mask    # sets - 1 where sets is a power of two, else 0
     uint64_t sets
+    uint64_t stride      # 32-bit words from one set to the next
     int lanes            # ways, rounded up to whole vectors
     int ways
     int policy
-    uint32_t clock       # of stamps
     int tree             # tree-PLRU: ways rounded up to a power of two
     uint64_t *bits       # tree-PLRU: one word a set
     uint64_t random      # state of the generator
@@ -70,50 +69,27 @@ cdef inline void *words_of(uint64_t n, uint64_t size) noexcept nogil:
 cdef inline int assoc_init(Assoc *a, uint64_t entries, int ways, int policy,
                            int values) noexcept nogil:
     """Set up `entries` places in sets of `ways`, with 0 to 3 values; -1 when memory is short."""
-    cdef uint64_t places
     a.sets = entries // ways
     a.ways = ways
     a.lanes = lanes_for(ways)
+    a.stride = <uint64_t>a.lanes * (4 + 2 * values)
     a.policy = policy
     a.set_mask = a.sets - 1 if a.sets & (a.sets - 1) == 0 else 0
     a.random = 0x9E3779B97F4A7C15ULL
     a.tree = 1
     while a.tree < ways:
         a.tree *= 2
-    places = a.sets * a.lanes
-    a.tags = <uint32_t *>words_of(places, 4)
-    a.keys = <uint64_t *>words_of(places, 8)
-    a.stamps = <uint32_t *>words_of(places, 4)
+    a.words = <uint32_t *>words_of(a.sets * a.stride, 4)
     a.bits = <uint64_t *>calloc(a.sets, 8)
-    a.values = <uint64_t *>calloc(places, 8) if values >= 1 else NULL
-    a.pages = <uint64_t *>calloc(places, 8) if values >= 2 else NULL
-    a.origins = <uint64_t *>calloc(places, 8) if values >= 3 else NULL
-    if (a.tags == NULL or a.keys == NULL or a.stamps == NULL or a.bits == NULL
-            or (values >= 1 and a.values == NULL) or (values >= 2 and a.pages == NULL)
-            or (values >= 3 and a.origins == NULL)):
+    if a.words == NULL or a.bits == NULL:
         return -1
     assoc_flush(a)
     return 0
 
 
 cdef inline void assoc_free(Assoc *a) noexcept nogil:
-    free(a.tags)
-    free(a.keys)
-    free(a.stamps)
+    free(a.words)
     free(a.bits)
-    free(a.values)
-    free(a.pages)
-    free(a.origins)
-
-
-cdef inline void assoc_flush(Assoc *a) noexcept nogil:
-    """Free every place. The state of the random generator goes on."""
-    cdef uint64_t i, places = a.sets * a.lanes
-    memset(a.tags, 0xFF, places * 4)
-    memset(a.keys, 0xFF, places * 8)
-    for i in range(places):
-        a.stamps[i] = 0 if i % a.lanes < <uint64_t>a.ways else NEVER
-    a.clock = 0
 
 
 cdef inline uint64_t set_of(const Assoc *a, uint64_t number) noexcept nogil:
@@ -122,8 +98,43 @@ cdef inline uint64_t set_of(const Assoc *a, uint64_t number) noexcept nogil:
     return number % a.sets
 
 
+cdef inline uint32_t *tags_in(const Assoc *a, uint64_t s) noexcept nogil:
+    return a.words + s * a.stride
+
+
+cdef inline uint32_t *stamps_in(const Assoc *a, uint64_t s) noexcept nogil:
+    return a.words + s * a.stride + a.lanes
+
+
+cdef inline uint64_t *keys_in(const Assoc *a, uint64_t s) noexcept nogil:
+    return <uint64_t *>(a.words + s * a.stride + 2 * a.lanes)
+
+
+cdef inline uint64_t *value_of(const Assoc *a, uint64_t *key, int which) noexcept nogil:
+    """A value of the entry whose key stands there: 1, 2 or 3."""
+    return key + which * a.lanes
+
+
 cdef inline uint32_t tag_of(uint64_t key) noexcept nogil:
-    return <uint32_t>(key >> 2) ^ <uint32_t>(key >> 34)
+    return <uint32_t>(key >> 5) ^ (<uint32_t>(key >> 50) << 18)
+
+
+cdef inline void assoc_remove(Assoc *a, uint64_t s, int way) noexcept nogil:
+    """Free one place."""
+    tags_in(a, s)[way] = 0xFFFFFFFFU
+    stamps_in(a, s)[way] = 0
+    keys_in(a, s)[way] = EMPTY
+
+
+cdef inline void assoc_flush(Assoc *a) noexcept nogil:
+    """Free every place. The state of the random generator goes on."""
+    cdef uint64_t s
+    cdef int i
+    for s in range(a.sets):
+        memset(tags_in(a, s), 0xFF, <size_t>a.lanes * 4)
+        memset(keys_in(a, s), 0xFF, <size_t>a.lanes * 8)
+        for i in range(a.lanes):
+            stamps_in(a, s)[i] = 0 if i < a.ways else NEVER
 
 
 cdef inline void plru_touch(Assoc *a, uint64_t s, int way) noexcept nogil:
@@ -152,14 +163,14 @@ cdef inline int plru_victim(const Assoc *a, uint64_t s) noexcept nogil:
     return first
 
 
-cdef inline void renumber(Assoc *a) noexcept nogil:
-    """The stamps have run out: give each its rank in its set."""
+cdef inline void assoc_renumber(Assoc *a) noexcept nogil:
+    """Time has run out: give each entry its rank in its set for a stamp."""
     cdef uint64_t s
     cdef uint32_t *stamp
     cdef uint32_t rank, last
     cdef int i, least
     for s in range(a.sets):
-        stamp = a.stamps + s * a.lanes
+        stamp = stamps_in(a, s)
         last = 0
         for rank in range(1, a.ways + 1):
             # The least stamp above `last`; ranks given so far stand above LAST_STAMP.
@@ -175,35 +186,28 @@ cdef inline void renumber(Assoc *a) noexcept nogil:
         for i in range(a.ways):
             if stamp[i] > NEVER:
                 stamp[i] -= NEVER
-    a.clock = a.ways
 
 
-cdef inline void stamp(Assoc *a, uint64_t place) noexcept nogil:
-    if a.clock == LAST_STAMP:
-        renumber(a)
-    a.clock += 1
-    a.stamps[place] = a.clock
-
-
-cdef inline int64_t assoc_find(Assoc *a, uint64_t s, uint64_t key) noexcept nogil:
-    """The place of the entry, now the most recently used; -1 when absent."""
-    cdef uint64_t base = s * a.lanes
-    cdef int i = find_way(a.tags + base, a.keys + base, a.lanes, tag_of(key), key)
+cdef inline uint64_t *assoc_find(Assoc *a, uint64_t s, uint64_t key, uint32_t now) noexcept nogil:
+    """Where the key stands, now the most recently used; NULL when it does not."""
+    cdef uint32_t *words = tags_in(a, s)
+    cdef int i = find_way(words, a.lanes, tag_of(key), key)
     if i < 0:
-        return -1
+        return NULL
     if likely(a.policy == LRU):
-        stamp(a, base + i)
+        words[a.lanes + i] = now
     elif a.policy == PLRU:
         plru_touch(a, s, i)
-    return <int64_t>base + i
+    return keys_in(a, s) + i
 
 
 cdef inline int choose_way(Assoc *a, uint64_t s) noexcept nogil:
     """Where an insertion goes: the lowest free place, or whom the policy evicts."""
-    cdef uint64_t *keys = a.keys + s * a.lanes
+    cdef uint64_t *keys
     cdef int i
     if likely(a.policy <= FIFO):
-        return least_of(a.stamps + s * a.lanes, a.lanes)
+        return least_of(stamps_in(a, s), a.lanes)
+    keys = keys_in(a, s)
     for i in range(a.ways):
         if keys[i] == EMPTY:
             return i
@@ -214,24 +218,17 @@ cdef inline int choose_way(Assoc *a, uint64_t s) noexcept nogil:
     return <int>(((a.random >> 33) * <uint64_t>a.ways) >> 31)
 
 
-cdef inline int64_t assoc_insert(Assoc *a, uint64_t s, uint64_t key) noexcept nogil:
-    """Put the key, flags included, in as most recently used; return its place.
+cdef inline uint64_t *assoc_insert(Assoc *a, uint64_t s, uint64_t key,
+                                   uint32_t now) noexcept nogil:
+    """Put the key, flags included, in as most recently used; return where it stands.
 
-    The caller has probed for the key and missed. It sets `values` and `pages` itself.
+    The caller has probed for the key and missed. It sets the values itself.
     """
     cdef int i = choose_way(a, s)
-    cdef uint64_t place = s * a.lanes + i
-    a.keys[place] = key
-    a.tags[place] = tag_of(key)
-    if likely(a.policy <= FIFO):
-        stamp(a, place)
-    elif a.policy == PLRU:
+    cdef uint64_t *keys = keys_in(a, s)
+    keys[i] = key
+    tags_in(a, s)[i] = tag_of(key)
+    stamps_in(a, s)[i] = now
+    if a.policy == PLRU:
         plru_touch(a, s, i)
-    return <int64_t>place
-
-
-cdef inline void assoc_remove(Assoc *a, uint64_t place) noexcept nogil:
-    """Free one place."""
-    a.keys[place] = EMPTY
-    a.tags[place] = 0xFFFFFFFFU
-    a.stamps[place] = 0
+    return keys + i

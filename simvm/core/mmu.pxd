@@ -5,13 +5,13 @@
 #
 # What makes it fast: a hit writes one stamp and nothing moves (cache.pxd); levels are known
 # by counting, so no node's header is read but for its address; counters are the vCPU's own
-# and reached by one pointer.
+# and reached by one pointer. The commonest hits do not come here at all (run.pxd).
 
-from libc.stdint cimport int64_t, uint16_t, uint64_t
-from simvm.core.cache cimport (Assoc, assoc_find, assoc_insert, count_trailing_zeros, likely,
-                               set_of)
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from simvm.core.cache cimport (LAST_STAMP, Assoc, assoc_find, assoc_insert, assoc_renumber,
+                               count_trailing_zeros, set_of, value_of)
 from simvm.core.lines cimport LineCache, lines_touch
-from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of,
+from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, MAX_LEVEL, TARGET, Node, Table, child_of,
                                find_leaf, in_group, is_child)
 
 cdef enum:
@@ -27,6 +27,16 @@ cdef enum:
     N_SIZES = 7          # sizes of page that a TLB entry may have
     MAX_WALKERS = 64
     MAX_TAGS = 16383     # the tag of a free place is this one
+    TICKS = 1000         # that are left at least when a stretch of accesses begins
+
+cdef enum:               # values of an entry
+    GPA = 1              # TLBs with `targets`: where its page begins, in gPA
+    HPA = 2              # ... and in hPA
+    NODE = 1             # walk caches: the table that was pointed to
+    PAGE = 2             # guest walk cache: the hPA of its page, or NOWHERE
+    ORIGIN = 3           # ... and its gPA | log2 of its size, or NOWHERE
+    SHIFT = 2            # host walk cache: log2 of what the entry maps that pointed to it
+    BASE = 1             # nested TLB: the hPA of the page
 
 cdef enum:               # flags of a TLB entry, in its key
     IS_DIRTY = 1
@@ -76,6 +86,8 @@ cdef struct Tlb:
 
 cdef struct Mmu:
     Counters *count             # of whoever runs on this MMU now
+    uint32_t tick               # time, for the stamps of entries
+    int most_ways
     uint64_t spent              # cycles of translation in all, waits for a walker included
     uint64_t clock              # cycles that vCPUs have spent on this MMU
     Tlb *l1_store
@@ -134,38 +146,38 @@ cdef inline Assoc *tlb_array(Tlb *t, int size, uint64_t page, uint64_t *s) noexc
     return a
 
 
-cdef inline int64_t tlb_find(Tlb *t, uint64_t tag, uint64_t va, Assoc **array,
-                             int *size) noexcept nogil:
-    """The place of the entry that translates `va`, and its array; -1 when there is none."""
+cdef inline uint64_t *tlb_find(Tlb *t, uint64_t tag, uint64_t va, uint32_t now, Assoc **array,
+                               int *size) noexcept nogil:
+    """The entry that translates `va`, and its array; NULL when there is none."""
     cdef uint64_t live = t.live, page, s
-    cdef int64_t place
+    cdef uint64_t *found
     cdef int o
     while live:
         o = count_trailing_zeros(live)
         live &= live - 1
         page = va >> ENTRY_SHIFT[o]
         array[0] = tlb_array(t, o, page, &s)
-        place = assoc_find(array[0], s, key_of(tag, o, page))
-        if place >= 0:
+        found = assoc_find(array[0], s, key_of(tag, o, page), now)
+        if found != NULL:
             size[0] = o
-            return place
-    return -1
+            return found
+    return NULL
 
 
 cdef inline void tlb_insert(Mmu *m, Tlb *t, uint64_t tag, uint64_t va, int size,
                             uint64_t flags) noexcept nogil:
     """Enter a translation, unless no array holds its size."""
     cdef uint64_t page, s
-    cdef int64_t place
+    cdef uint64_t *entry
     cdef Assoc *a
     if t.banks[size] == 0:
         return
     page = va >> ENTRY_SHIFT[size]
     a = tlb_array(t, size, page, &s)
     t.live |= <uint64_t>1 << size
-    place = assoc_insert(a, s, key_of(tag, size, page) | flags)
+    entry = assoc_insert(a, s, key_of(tag, size, page) | flags, m.tick)
     if m.targets:
-        a.values[place], a.pages[place] = m.gpa, m.hpa
+        value_of(a, entry, GPA)[0], value_of(a, entry, HPA)[0] = m.gpa, m.hpa
 
 
 cdef inline uint64_t line_latency(Mmu *m, uint64_t line, uint64_t *served) noexcept nogil:
@@ -187,14 +199,34 @@ cdef inline void load(Mmu *m, uint64_t hpa) noexcept nogil:
         m.traced += 1
 
 
-cdef inline int64_t part_find(Assoc *part, uint64_t tag, uint64_t number) noexcept nogil:
+cdef inline uint64_t *part_find(Assoc *part, uint64_t tag, uint64_t number,
+                                uint32_t now) noexcept nogil:
     if part.sets == 0:
-        return -1
-    return assoc_find(part, set_of(part, number), key_of(tag, 0, number))
+        return NULL
+    return assoc_find(part, set_of(part, number), key_of(tag, 0, number), now)
 
 
-cdef inline int64_t part_insert(Assoc *part, uint64_t tag, uint64_t number) noexcept nogil:
-    return assoc_insert(part, set_of(part, number), key_of(tag, 0, number))
+cdef inline uint64_t *part_insert(Assoc *part, uint64_t tag, uint64_t number,
+                                  uint32_t now) noexcept nogil:
+    return assoc_insert(part, set_of(part, number), key_of(tag, 0, number), now)
+
+
+cdef inline void keep_time(Mmu *m) noexcept nogil:
+    """See to it that there are ticks left for a stretch of accesses."""
+    cdef int level, i
+    cdef Tlb *tlb
+    cdef Tlb *tlbs[3]
+    if m.tick < LAST_STAMP - TICKS:
+        return
+    tlbs[0], tlbs[1], tlbs[2] = &m.l1_load, &m.l1_store_own, &m.l2
+    for tlb in tlbs:
+        for i in range(tlb.n_arrays):
+            assoc_renumber(&tlb.array[i])
+    for level in range(2, MAX_LEVEL + 1):
+        assoc_renumber(&m.guest_cache[level])
+        assoc_renumber(&m.host_cache[level])
+    assoc_renumber(&m.nested_tlb)
+    m.tick = m.most_ways
 
 
 cdef inline int leaf_shift(const Mmu *m, const Table *t, const Node *node, int level,
@@ -211,28 +243,31 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
     cdef Table *host = s.host
     cdef Node *node = host.root
     cdef uint64_t *entry
-    cdef uint64_t number, slot, live
-    cdef int64_t i
+    cdef uint64_t number, slot
+    cdef uint64_t *found
     cdef int o, level = host.levels, k
+    cdef uint32_t now
     cdef Assoc *part
+    m.tick += 1
+    now = m.tick
     if is_table and m.nested_tlb.sets:
         for o in range(N_SIZES):
             number = gpa >> ENTRY_SHIFT[o]
-            i = assoc_find(&m.nested_tlb, set_of(&m.nested_tlb, number),
-                           key_of(s.guest_tag, o, number))
-            if i >= 0:
+            found = assoc_find(&m.nested_tlb, set_of(&m.nested_tlb, number),
+                               key_of(s.guest_tag, o, number), now)
+            if found != NULL:
                 m.cycles += m.walk_cache_latency
                 m.count.nested_tlb_hits += 1
-                hpa[0] = m.nested_tlb.values[i] + (gpa & ((<uint64_t>1 << ENTRY_SHIFT[o]) - 1))
+                hpa[0] = value_of(&m.nested_tlb, found, BASE)[0] + (gpa & ((<uint64_t>1 << ENTRY_SHIFT[o]) - 1))
                 shift[0] = ENTRY_SHIFT[o]
                 return OK
     for k in range(2, host.levels + 1):
         part = &m.host_cache[k]
-        i = part_find(part, s.guest_tag, gpa >> host.shift[k])
-        if i >= 0:
+        found = part_find(part, s.guest_tag, gpa >> host.shift[k], now)
+        if found != NULL:
             m.cycles += m.walk_cache_latency
             m.count.host_walk_cache_hits += 1
-            node = <Node *>part.values[i]
+            node = <Node *>value_of(part, found, NODE)[0]
             level = k - 1
             break
     while True:
@@ -245,8 +280,9 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
         node = child_of(entry[0])
         part = &m.host_cache[level]
         if part.sets:
-            i = part_insert(part, s.guest_tag, gpa >> host.shift[level])
-            part.values[i], part.pages[i] = <uint64_t>node, host.shift[level]
+            found = part_insert(part, s.guest_tag, gpa >> host.shift[level], now)
+            value_of(part, found, NODE)[0] = <uint64_t>node
+            value_of(part, found, SHIFT)[0] = host.shift[level]
         level -= 1
     if not entry[0] & LEAF:
         m.fault = gpa & TARGET
@@ -256,9 +292,10 @@ cdef inline int nested_walk(Mmu *m, Space *s, uint64_t gpa, bint is_table, uint6
         entry[0] |= ACCESSED | DIRTY
         if m.nested_tlb.sets:
             number = gpa >> host.shift[level]
-            i = assoc_insert(&m.nested_tlb, set_of(&m.nested_tlb, number),
-                             key_of(s.guest_tag, SIZE_OF_SHIFT[host.shift[level]], number))
-            m.nested_tlb.values[i] = entry[0] & TARGET
+            found = assoc_insert(&m.nested_tlb, set_of(&m.nested_tlb, number),
+                                 key_of(s.guest_tag, SIZE_OF_SHIFT[host.shift[level]], number),
+                                 now)
+            value_of(&m.nested_tlb, found, BASE)[0] = entry[0] & TARGET
         shift[0] = host.shift[level]
         return OK
     shift[0] = leaf_shift(m, host, node, level, slot)
@@ -279,18 +316,19 @@ cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_h
     cdef int level = t.levels, shift, host_shift = 0, status, k
     cdef bint known = not nested         # hPA of `node` is known
     cdef bint fresh = False              # `node` was reached by reading an entry in this walk
-    cdef int64_t i
+    cdef uint32_t now = m.tick
+    cdef uint64_t *found
     cdef Assoc *part
     for k in range(2, t.levels + 1):
         part = &m.guest_cache[k]
-        i = part_find(part, s.tag, va >> t.shift[k])
-        if i >= 0:
+        found = part_find(part, s.tag, va >> t.shift[k], now)
+        if found != NULL:
             m.cycles += m.walk_cache_latency
             m.count.guest_walk_cache_hits += 1
-            node = <Node *>part.values[i]
+            node = <Node *>value_of(part, found, NODE)[0]
             level = k - 1
             if nested and m.style == INTEL:
-                hpa = part.pages[i]
+                hpa = value_of(part, found, PAGE)[0]
                 known = hpa != NOWHERE
             break
     while True:
@@ -305,11 +343,11 @@ cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_h
             if fresh and m.style == INTEL:
                 part = &m.guest_cache[level + 1]
                 if part.sets:
-                    i = part_insert(part, s.tag, va >> t.shift[level + 1])
+                    found = part_insert(part, s.tag, va >> t.shift[level + 1], now)
+                    value_of(part, found, NODE)[0] = <uint64_t>node
                     # A table larger than the leaf under it lies in no one place.
-                    part.values[i] = <uint64_t>node
-                    part.pages[i] = hpa if host_shift >= t.granule else NOWHERE
-                    part.origins[i] = node.address | t.granule
+                    value_of(part, found, PAGE)[0] = hpa if host_shift >= t.granule else NOWHERE
+                    value_of(part, found, ORIGIN)[0] = node.address | t.granule
         entry = &node.entry[slot]
         load(m, hpa + 8 * slot)
         if nested:
@@ -321,8 +359,9 @@ cdef inline int walk(Mmu *m, Space *s, uint64_t va, bint write, uint64_t *data_h
         node = child_of(entry[0])
         part = &m.guest_cache[level]
         if part.sets and (not nested or m.style == AMD):
-            i = part_insert(part, s.tag, va >> t.shift[level])
-            part.values[i], part.origins[i] = <uint64_t>node, NOWHERE
+            found = part_insert(part, s.tag, va >> t.shift[level], now)
+            value_of(part, found, NODE)[0] = <uint64_t>node
+            value_of(part, found, ORIGIN)[0] = NOWHERE
         fresh = True
         known = not nested
         level -= 1
@@ -416,28 +455,33 @@ cdef inline int miss(Mmu *m, Space *s, Tlb *l1, uint64_t va, bint write,
     return OK
 
 
+cdef inline void recall(Mmu *m, const Assoc *a, uint64_t *entry, int size) noexcept nogil:
+    """The last translation is what a TLB entry knows of it."""
+    m.gpa, m.hpa = value_of(a, entry, GPA)[0], value_of(a, entry, HPA)[0]
+    m.shift = ENTRY_SHIFT[size]
+
+
 cdef inline int access_missing_l1(Mmu *m, Space *s, Tlb *l1, uint64_t va, bint write,
                                   uint64_t now) noexcept nogil:
     """L2, then a walk. Counts everything but the access itself."""
     cdef int size = 0
     cdef Assoc *a = NULL
-    cdef int64_t place = tlb_find(&m.l2, s.tag, va, &a, &size)
+    cdef uint64_t *entry = tlb_find(&m.l2, s.tag, va, m.tick, &a, &size)
     cdef uint64_t flags
     if m.l2.n_arrays:
         m.count.penalty_cycles += m.l2_penalty
         m.spent += m.l2_penalty
-    if place < 0:
+    if entry == NULL:
         return miss(m, s, l1, va, write, now)
     m.count.l2_hits += 1
-    flags = a.keys[place] & (IS_DIRTY | IS_SMASHED)
-    if write and not flags & IS_DIRTY:
+    if write and not entry[0] & IS_DIRTY:
         set_dirty(m, s, va)
-        flags |= IS_DIRTY
-        a.keys[place] |= IS_DIRTY
+        entry[0] |= IS_DIRTY
+    flags = entry[0] & (IS_DIRTY | IS_SMASHED)
     if flags & IS_SMASHED:
         size = 2
     if m.targets:
-        m.gpa, m.hpa, m.shift = a.values[place], a.pages[place], ENTRY_SHIFT[size]
+        recall(m, a, entry, size)
     tlb_insert(m, l1, s.tag, va, size, flags & IS_DIRTY)
     return OK
 
@@ -447,17 +491,19 @@ cdef inline int access(Mmu *m, Space *s, uint64_t va, bint write, uint64_t now) 
     cdef Tlb *l1 = m.l1_store if write else &m.l1_load
     cdef int size = 0, status
     cdef Assoc *a = NULL
-    cdef int64_t place = tlb_find(l1, s.tag, va, &a, &size)
-    if place < 0:
+    cdef uint64_t *entry
+    m.tick += 1
+    entry = tlb_find(l1, s.tag, va, m.tick, &a, &size)
+    if entry == NULL:
         status = access_missing_l1(m, s, l1, va, write, now)
         if status != OK:
             return status
     else:
         m.count.l1_hits += 1
-        if write and not a.keys[place] & IS_DIRTY:
+        if write and not entry[0] & IS_DIRTY:
             set_dirty(m, s, va)
-            a.keys[place] |= IS_DIRTY
+            entry[0] |= IS_DIRTY
         if m.targets:
-            m.gpa, m.hpa, m.shift = a.values[place], a.pages[place], ENTRY_SHIFT[size]
+            recall(m, a, entry, size)
     m.count.accesses += 1
     return OK

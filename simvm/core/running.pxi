@@ -295,7 +295,7 @@ cdef class Vcpu:
         self.c.train_left, self.c.service_left = train, service
         with nogil:
             status = run.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c,
-                              budget, deadline)
+                             budget, deadline)
         return status
 
     def kernel_write(self, AddressSpace space, Backing backing, uint64_t train, uint64_t service):

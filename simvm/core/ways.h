@@ -65,9 +65,9 @@ SIMVM_INLINE uint32_t simvm_match(const uint32_t *words, uint32_t tag, int n) {
 #endif
 }
 
-/* The way that holds `key`, or -1. `tag` is a part of the key: the vectors find the ways where
- * it agrees, and the whole key decides among them, so the answer is exact. The two lowest bits
- * of a key are flags and do not count. */
+/* The way of a set that holds `key`, or -1. `tag` is a part of the key: the vectors find the
+ * ways where it agrees, and the whole key decides among them, so the answer is exact. The two
+ * lowest bits of a key are flags and do not count. */
 SIMVM_INLINE int simvm_confirm(const uint64_t *keys, uint32_t found, uint64_t key) {
     while (found) {
         int i = SIMVM_CTZ(found);
@@ -78,17 +78,18 @@ SIMVM_INLINE int simvm_confirm(const uint64_t *keys, uint32_t found, uint64_t ke
     return -1;
 }
 
-SIMVM_INLINE int simvm_find(const uint32_t *tags, const uint64_t *keys, int lanes, uint32_t tag,
-                            uint64_t key) {
+/* The same, in a set that begins with its tags. */
+SIMVM_INLINE int simvm_find(const uint32_t *set, int lanes, uint32_t tag, uint64_t key) {
+    const uint64_t *keys = (const uint64_t *)(set + 2 * lanes);
     int first, i;
     switch (lanes) {
-    case 4: return simvm_confirm(keys, simvm_match(tags, tag, 4), key);
-    case 8: return simvm_confirm(keys, simvm_match(tags, tag, 8), key);
-    case 12: return simvm_confirm(keys, simvm_match(tags, tag, 12), key);
-    case 16: return simvm_confirm(keys, simvm_match(tags, tag, 16), key);
+    case 4: return simvm_confirm(keys, simvm_match(set, tag, 4), key);
+    case 8: return simvm_confirm(keys, simvm_match(set, tag, 8), key);
+    case 12: return simvm_confirm(keys, simvm_match(set, tag, 12), key);
+    case 16: return simvm_confirm(keys, simvm_match(set, tag, 16), key);
     }
     for (first = 0; first < lanes; first += 16) {
-        i = simvm_confirm(keys + first, simvm_match(tags + first, tag, 16), key);
+        i = simvm_confirm(keys + first, simvm_match(set + first, tag, 16), key);
         if (i >= 0)
             return first + i;
     }

@@ -2,7 +2,7 @@
 
 The shipped sets are ``data/*.toml``; ``base.toml`` holds what they share and no
 vendor publishes. A user's file has the same form and may inherit from any of them.
-Left out: instruction TLBs; granules other than 4 KiB.
+Left out: instruction TLBs; tables of granules other than 4 KiB, which are refused.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ _TABLES: Final = (
     "source",
 )  # fmt: skip
 _TABLE_KEYS: Final = ("guest_levels", "host_levels", "host_root_bits", "contiguous", "tagging")
+_GRANULE_KEYS: Final = ("granule", "guest_granule", "host_granule")
+"""What a file of another granule may say; none of it is a key."""
 _MOST_ROOT_BITS: Final = 13
 """Of a table of 512 entries: sixteen of them one after another."""
+_MOST_ADDRESS_BITS: Final = 57
 
 _BLOCK, _GIB, _CONTIGUOUS = (ENTRY_NAMES.index(name) for name in ("2MiB", "1GiB", "64KiB"))
 _MAX_ENTRIES: Final = 1 << 20
@@ -251,11 +254,16 @@ class _CpuReader(FigureReader):
 
     def _page_tables(self) -> tuple[TableFormat, TableFormat, bool, str]:
         """The formats of guest and host, the contiguous hint, and the tag of TLB entries."""
-        table = self._table("tables")
+        table = dict(self._table("tables"))
+        for key in _GRANULE_KEYS:
+            if key in table:
+                rule = "scenarios run with tables of the 4KiB granule alone"
+                fix = "remove it; simvm walk takes --guest-granule and --host-granule"
+                self.refuse(f"tables.{key}", table.pop(key), rule, fix)
         self._known("tables", table, _TABLE_KEYS)
         numbers: dict[str, int] = {}
         for key, unit, low, high in (
-            ("guest_levels", "levels", 2, 5), ("host_levels", "levels", 2, 5),
+            ("guest_levels", "levels", 3, 5), ("host_levels", "levels", 2, 5),
             ("host_root_bits", "bits", 0, _MOST_ROOT_BITS),
         ):  # fmt: skip
             numbers[key] = self.figure(f"tables.{key}", table.get(key), unit, low=low)
@@ -264,6 +272,10 @@ class _CpuReader(FigureReader):
                 self.refuse(f"tables.{key}", numbers[key], rule, f"write {high} or less")
         guest = TableFormat(numbers["guest_levels"])
         host = TableFormat(numbers["host_levels"], root_bits=numbers["host_root_bits"])
+        if host.address_bits > _MOST_ADDRESS_BITS >= TableFormat(host.levels).address_bits:
+            rule = f"a SLAT of {host.levels} levels reaches {_MOST_ADDRESS_BITS} bits at most"
+            fix = f"write {host.root_bits - host.address_bits + _MOST_ADDRESS_BITS} or less"
+            self.refuse("tables.host_root_bits", host.root_bits, rule, fix)
         contiguous = self.choice("tables.contiguous", table.get("contiguous"), (False, True))
         tagging = self.choice("tables.tagging", table.get("tagging"), _TAGGING)
         return guest, host, contiguous, tagging

@@ -37,7 +37,7 @@ PEAKS = (
     "deposited_tables_bytes",
     "swapped_bytes",
 )
-FIRST_ADDRESS = 1 << 40   # of a process's regions: a kernel is not among them
+FIRST_ADDRESS = 1 << 40   # of a process's regions, if the table reaches there
 GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
 
 
@@ -106,6 +106,8 @@ class Guest:
             self.shadow = _core.Shadow(
                 config.memory, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
             )
+        # A quarter of what three levels reach: the lower half of the addresses is the program's.
+        self.first_address = min(FIRST_ADDRESS, 1 << self._table_format.address_bits - 2)
         self.fault_path = path
         self.channel = CHANNELS[config.channel.kind if self.is_vm else "none"]()
         self.mmu_lock = Channels()
@@ -174,11 +176,11 @@ class Guest:
             asid = len(self.processes) + 1
             if self.is_vm:
                 table = new_table(self._table_format, self.memory)
-                self.processes[name] = Space(self._walked(asid, table), table, FIRST_ADDRESS)
+                self.processes[name] = Space(self._walked(asid, table), table, self.first_address)
             else:
                 # Containers share one table; each process has its own part of it.
                 core = _core.AddressSpace(asid, self.slat, None, self.owner)
-                self.processes[name] = Space(core, None, asid * FIRST_ADDRESS)
+                self.processes[name] = Space(core, None, asid * self.first_address)
         return self.processes[name]
 
     @property
@@ -271,7 +273,7 @@ class Guest:
         """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
         if not self.is_vm:
-            self._queue_flush(VaRange(address // FIRST_ADDRESS, address, size))
+            self._queue_flush(VaRange(address // self.first_address, address, size))
         elif self.nested and self.host.settings.invalidation == "range":
             self._queue_flush(GpaRange(address, size))
         else:

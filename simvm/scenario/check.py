@@ -25,8 +25,12 @@ STRUCT_PAGE_BYTES: Final = 64
 _UPPER_TABLE_PAGES: Final = 16
 """Of a region, above the tables that map 2 MiB each."""
 
-_MOST_GUESTS: Final = 65534
-"""Each has a VPID of its own, of 16 bits; 0 and the last one are not a guest's."""
+_PROCESS_BITS: Final = 40
+"""A process of a container has 1 TiB of addresses, or a quarter of what its table reaches."""
+
+MOST_TAGS: Final = 16_383
+"""That TLB entries of the core can have (MAX_TAGS in simvm/core/mmu.pxd): two for a guest, of
+itself and of its kernel, and one for each of its processes."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,27 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
-    count = sum(guest.count for guest in scenario.guests.values())
-    if count > _MOST_GUESTS:
-        most = max(scenario.guests, key=lambda name: scenario.guests[name].count)
-        yield Finding(
-            f"guest.{most}.count", f"a host has at most {_MOST_GUESTS:,} guests, not {count:,}",
-            "write less", ("guest",),
-        )  # fmt: skip
+    yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
     if scenario.scenario.duration == "work" and not working:
         yield Finding(
             "scenario.duration", "no phase accesses memory, so there is no work to be done",
             'add a phase with a pattern, or write duration = "60s"', ("guest",),
+        )  # fmt: skip
+
+
+def _tags(scenario: Scenario) -> Iterator[Finding]:
+    spaces = {
+        name: guest.count * (2 + len({phase.process for phase in guest.workload}))
+        for name, guest in scenario.guests.items()
+    }
+    if sum(spaces.values()) > MOST_TAGS:
+        yield Finding(
+            f"guest.{max(spaces, key=spaces.__getitem__)}.count",
+            f"a host has at most {MOST_TAGS:,} address spaces, two for each guest and one for "
+            f"each of its processes, not {sum(spaces.values()):,}",
+            "write less", ("guest",),
         )  # fmt: skip
 
 
@@ -201,6 +213,13 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             "write table_levels = 5 for guest and host, or less memory",
             (f"{where}.table_levels", "host.table_levels", "host.cpu"),
         )  # fmt: skip
+    if cpu is not None and not guest.is_vm:
+        most = _most_processes(cpu, guest)
+        if len({phase.process for phase in guest.workload}) > most:
+            yield Finding(
+                f"{where}.workload", f"its table has room for {most} processes",
+                "write table_levels = 4, or fewer processes", (f"{where}.table_levels", "host.cpu"),
+            )  # fmt: skip
     if guest.stop is not None and guest.stop <= guest.start:
         yield Finding(
             f"{where}.stop", "must be later than start",
@@ -223,7 +242,15 @@ def _reach(cpu: Cpu, scenario: Scenario, guest: GuestClass) -> int:
     bits = cpu.guest_format(guest.table_levels).address_bits - 2  # programs have the lower half
     if guest.is_vm:
         bits = min(bits, cpu.host_format(scenario.host.table_levels).address_bits)
+    elif bits < _PROCESS_BITS:
+        bits -= 1  # and the gaps between regions
     return 1 << min(bits, 52)
+
+
+def _most_processes(cpu: Cpu, guest: GuestClass) -> int:
+    """How many processes of a container have a part of its table each."""
+    bits = cpu.guest_format(guest.table_levels).address_bits
+    return (1 << max(bits - _PROCESS_BITS, 2)) - 1
 
 
 # --- phases -----------------------------------------------------------------------------

@@ -180,8 +180,7 @@ Repeats = Annotated[int, *_number(1, 1_000_000)]
 Drift = Annotated[int, *_number(0, 1_000_000)]
 ScaleFactor = Annotated[int, *_number(1, 3000)]
 Parallelism = Annotated[int, *_number(1, 65536)]
-Levels = Annotated[int, *_number(4, 5)]
-SlatLevels = Annotated[int, *_number(3, 5)]
+Levels = Annotated[int, *_number(3, 5)]
 
 
 def _real(low: float, high: float, *, open_ends: bool) -> BeforeValidator:

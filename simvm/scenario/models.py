@@ -362,7 +362,7 @@ class Host(Model):
     ] = "kernel"
     fault_workers: f.Workers = 1
     """Threads behind the queue of userfaultfd."""
-    table_levels: f.SlatLevels | None = None
+    table_levels: f.Levels | None = None
     """Levels of the SLAT."""
     contiguous: f.Flag = False
     """Whether sixteen pages of 4 KiB in a row may be one TLB entry: Arm's contiguous hint."""

@@ -24,8 +24,11 @@ Progress = Callable[[str, int, int], None]
 
 CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "walk_loads": ("walks", "load_rows"),
+    "format_loads": ("walks", "load_rows"),
     "tlb_entry": ("walks", "entry_rows"),
+    "format_entries": ("walks", "entry_rows"),
     "page_table_bytes": ("tables", "table_rows"),
+    "format_bytes": ("tables", "format_rows"),
     "first_touch": ("touches", "touch_rows"),
     "cache_laws": ("caches", "hit_rows"),
     "replacement_laws": ("caches", "hit_rows"),

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 Probabilities = NDArray[np.float64]
 
-ENTRIES = 512
-"""Entries in a table page."""
-
 
 def zipf(pages: int, exponent: float) -> Probabilities:
     """The probability of each page by rank; exponent 0 is uniform."""
@@ -90,13 +87,19 @@ def first_touches(pages: int, accesses: int) -> float:
     return pages * -math.expm1(accesses * math.log1p(-1 / pages))
 
 
-def table_bytes(footprint: int, leaf: int, levels: int = 4) -> int:
-    """Bytes of the table pages that map `footprint` bytes from 0 on with leaves of `leaf`."""
-    span, pages = leaf * ENTRIES, 0
-    while span <= 4096 * ENTRIES**levels:
-        pages += -(-footprint // span)
-        span *= ENTRIES
-    return pages * 4096
+def table_bytes(
+    footprint: int, leaf: int, levels: int = 4, granule: int = 4096, root: int = 4096
+) -> int:
+    """Bytes of the tables that map `footprint` bytes from 0 on with leaves of `leaf`.
+
+    A table has `granule` bytes, the root `root`; an entry has 8.
+    """
+    entries = granule // 8
+    span, tables = leaf * entries, 0
+    while span < granule * entries**levels:
+        tables += -(-footprint // span)
+        span *= entries
+    return tables * granule + root
 
 
 def md1_wait(rate: float, service: float) -> float:

@@ -1,0 +1,216 @@
+"""What each verb does: a call of the library, and its answer.
+
+What a verb needs is imported when it runs, so that ``check`` works without the compiled core and
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simvm.cli import output
+from simvm.errors import EXIT_INVALID, ExpectationFailed, Interrupted, Mistake
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def scenario(args: argparse.Namespace) -> None:
+    from simvm import scenario
+    from simvm.core_check import load_core
+
+    name = scenario.load(args.file, args.sets).scenario.name
+    load_core()  # before anything is written
+    out = args.out if args.out is not None else Path("runs") / name
+    from simvm.report import comparison_table, write_report
+    from simvm.runner import run_file
+
+    with output.progress_bars(args) as progress:
+        outcome = run_file(
+            args.file, out=out, seed=args.seed, sets=args.sets, variant=args.variant,
+            progress=progress,
+        )  # fmt: skip
+    page = write_report(outcome.directory)
+    output.answer(args, outcome.summary, lambda: comparison_table(outcome.summary))
+    output.tell(args, f"report: {page}")
+    if outcome.partial:
+        raise Interrupted(f"stopped early; what was done is in {outcome.directory}")
+    if outcome.failed_expectations:
+        raise ExpectationFailed(outcome.failed_expectations)
+
+
+def check(args: argparse.Namespace) -> None:
+    from simvm import scenario
+
+    mistakes = scenario.check(args.file, args.sets)
+    if args.format == "json":
+        listed = [_as_dict(mistake) for mistake in mistakes]
+        print(json.dumps({"file": args.file, "mistakes": listed}, indent=1, ensure_ascii=False))
+    elif mistakes:
+        output.complain(mistakes, sys.stdout)
+    else:
+        names = list(scenario.variants(args.file, args.sets))
+        print(f"{args.file}: no mistakes in {', '.join(names)}")
+    if mistakes:
+        raise SystemExit(EXIT_INVALID)
+
+
+def _as_dict(mistake: Mistake) -> dict[str, str]:
+    names = ("file", "key", "value", "rule", "fix")
+    return {name: getattr(mistake, name) for name in names}
+
+
+def show(args: argparse.Namespace) -> None:
+    from simvm import scenario
+
+    if args.format == "toml":
+        found = scenario.resolve(args.file, args.sets, args.variant)
+        print(scenario.to_toml(found, Path()), end="")
+        return
+    rows = scenario.show(args.file, args.sets, args.variant)
+    data = [{"key": key, "value": value, "origin": origin} for key, value, origin in rows]
+    output.answer(args, data, lambda: output.table("", ("key", "value", "from"), rows))
+
+
+def report(args: argparse.Namespace) -> None:
+    from simvm.report import comparison_table, write_report
+    from simvm.results import comparison, load_runs
+
+    page = write_report(args.directory, args.out)
+    summary = comparison(load_runs(args.directory))
+    output.answer(args, summary, lambda: comparison_table(summary))
+    output.tell(args, f"report: {page}")
+
+
+def trace_import(args: argparse.Namespace) -> None:
+    from simvm.workload.trace import SUFFIX
+    from simvm.workload.trace_import import import_trace
+
+    stem = "trace" if args.source == "-" else Path(args.source).name
+    out = args.out if args.out is not None else Path("runs") / f"{stem}{SUFFIX}"
+    if args.out is None:
+        out.parent.mkdir(exist_ok=True)
+    with output.reading(args) as progress:
+        header = import_trace(
+            args.source, out, kind=args.kind, instructions=args.instructions,
+            program=args.program, command=args.command, skip=args.skip, limit=args.limit,
+            progress=progress,
+        )  # fmt: skip
+    data = header.model_dump(mode="json", exclude={"segments"})
+    data |= {"accesses": header.accesses, "region_bytes": header.region_bytes}
+    output.answer(args, data, lambda: _facts(data))
+    output.tell(args, f"trace: {out}")
+
+
+def trace_info(args: argparse.Namespace) -> None:
+    from simvm.scenario import BUILTIN_TRACE
+    from simvm.workload.trace import builtin_trace
+    from simvm.workload.trace_info import trace_info
+
+    data = trace_info(builtin_trace() if args.file == BUILTIN_TRACE else args.file)
+    output.answer(args, data, lambda: _facts(data))
+
+
+def _facts(data: Mapping[str, Any]) -> RenderableType:
+    """Facts by name, and what is a list of them as a table of its own."""
+    from rich.console import Group
+
+    plain = [(key, value) for key, value in data.items() if not isinstance(value, list)]
+    parts = [output.table("", ("fact", "value"), plain)]
+    for key, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            parts.append(output.table(key, list(value[0]), [list(row.values()) for row in value]))
+    return Group(*parts)
+
+
+def hardware_list(args: argparse.Namespace) -> None:
+    from simvm import hardware
+
+    data = hardware.overview()
+    output.answer(
+        args, data, lambda: output.table("", hardware.HEADS, [hardware.row(cpu) for cpu in data])
+    )
+
+
+def hardware_show(args: argparse.Namespace) -> None:
+    from simvm import hardware
+
+    if args.name == "costs":
+        title, parameters = "", hardware.load_costs().parameters
+    else:
+        cpu = hardware.load_cpu(args.name)
+        title, parameters = cpu.part, cpu.parameters
+    names = ("name", "value", "unit", "lo", "hi", "tag", "source", "why", "what", "cites")
+    data = [{name: getattr(found, name) for name in names} for found in parameters.values()]
+    heads = ("name", "value", "unit", "range", "tag", "source")
+    rows = [
+        (p.name, p.value, p.unit, "" if p.lo is None else f"{p.lo} to {p.hi}", p.tag, p.source)
+        for p in parameters.values()
+    ]
+    output.answer(args, data, lambda: output.table(title, heads, rows))
+
+
+def hardware_cite(args: argparse.Namespace) -> None:
+    from simvm import hardware
+
+    found = hardware.cite(args.names)
+    if args.format == "bibtex":
+        print(hardware.to_bibtex(found), end="")
+    else:
+        output.answer(args, hardware.to_json(found), lambda: "")
+
+
+def walk(args: argparse.Namespace) -> None:
+    from inspect import signature
+
+    from simvm.walk import walk
+
+    data = walk(**{name: getattr(args, name) for name in signature(walk).parameters})
+    title = f"{data['loads']} loads; the TLB entry covers {data['tlb_entry']}"
+
+    def table() -> RenderableType:
+        steps = [{"number": i, **step} for i, step in enumerate(data["steps"], 1)]
+        rows = [[_hexadecimal(key, step[key]) for key in step] for step in steps]
+        return output.table(title, list(steps[0]), rows)
+
+    output.answer(args, data, table)
+
+
+def _hexadecimal(key: str, value: Any) -> Any:
+    return f"{value:#x}" if key == "address" else value
+
+
+def validate(args: argparse.Namespace) -> None:
+    from simvm import validation
+
+    with output.steps_done(args) as progress:
+        rows = validation.run(progress=progress)
+    output.answer(args, {"rows": rows}, lambda: _validation_table(rows))
+
+
+def _validation_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """The rows, and below them the notes, each once."""
+    from rich.console import Group
+    from rich.text import Text
+
+    heads = ("target", "class", "published", "simulated", "error", "tolerance", "measure", "within")
+    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    table = [
+        [*(row[head] for head in heads), notes.index(row["note"]) + 1 if row["note"] else None]
+        for row in rows
+    ]
+    below = (Text(f"{number}: {note}") for number, note in enumerate(notes, 1))
+    return Group(output.table("", (*heads, "note"), table), *below)
+
+
+def bench(args: argparse.Namespace) -> None:
+    from simvm import bench
+
+    with output.steps_done(args) as progress:
+        data = bench.run(only=args.only, cases=args.cases, progress=progress)
+    output.answer(args, data, lambda: bench.tables(data))
