@@ -1,6 +1,6 @@
 """The compiled core held against its readable twin, or against what the twin was seen to do.
 
-    python agreement.py FILE    whether this core does what is recorded in FILE
+    python agreement.py FILE    whether this core does what is recorded in FILE, and loops so
 
 That is for a core which lies elsewhere: a test runs it with a path that leads there.
 """
@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loops import compare_loop
 from machines import Machine
 from programs import Program
 
-from simvm import _core, reference
+from simvm import _core, hardware, reference
 
 MOST_LOADS_OF_A_STEP = 1 << 17
 DISAGREES = 3
@@ -77,16 +78,22 @@ def run_both(program: Program) -> Counter[str]:
     return twin.happened + Counter(twin.mmu.counters())
 
 
-def main(path: str) -> int:
-    recordings: dict[str, Recorded] = pickle.loads(Path(path).read_bytes())
-    for name, (program, observed, leaves) in recordings.items():
+def check(recordings: dict[str, Recorded]) -> None:
+    for program, observed, leaves in recordings.values():
         core = CoreMachine(program)
-        try:
-            compare(core, program, observed)
-            assert core.leaves() == leaves, "leaves"
-        except AssertionError as error:
-            print(f"{name}: {str(error)[:2000]}")
-            return DISAGREES
+        compare(core, program, observed)
+        assert core.leaves() == leaves, "leaves"
+    for name in ("skylake_sp", "icelake_sp"):
+        for nested in (True, False):
+            compare_loop(hardware.load_cpu(name).geometry, nested, False, (0, 0))
+
+
+def main(path: str) -> int:
+    try:
+        check(pickle.loads(Path(path).read_bytes()))
+    except AssertionError as error:
+        print(str(error)[:2000])
+        return DISAGREES
     print(_core.__file__)
     return 0
 

@@ -19,7 +19,7 @@ from simvm import hardware
 from simvm.hardware.geometry import POLICIES, TableFormat
 from simvm.reference.replacement import Key, SetAssociative, Value
 
-SEEDS = range(10 if LONG else 1)
+SEEDS = range(4 if LONG else 1)
 TURNS = [None, *range(len(POLICIES))] if LONG else [None]
 GUESTS = {
     12: TableFormat(4, contiguous=True),
