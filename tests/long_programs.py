@@ -119,10 +119,13 @@ class Writer:
 
     # --- Where things lie
 
-    def _addresses(self, form: TableFormat, order: int, count: int) -> list[int]:
+    def _addresses(
+        self, form: TableFormat, order: int, count: int, part: int | None = None
+    ) -> list[int]:
         """Distinct pages of that order: many share tables and sets, some lie far apart.
 
-        Orders keep to parts of the address space of their own, by the index in the root.
+        They keep to part 0, 1 or 2 of the address space, by the index in the root: by
+        default that of the order's number.
         """
         rng, bits = self._rng, form.granule_shift - 3
         base = np.zeros(2 * count, np.uint64)
@@ -138,7 +141,7 @@ class Writer:
                 index = np.where(near < 0.92, index % 12, index)
                 index = np.where(near < 0.6, 0, index)
             if level == form.levels:
-                index = 4 * index + order
+                index = 4 * index + (order if part is None else part)
             shift = form.granule_shift + bits * (level - 1)
             base += index.astype(np.uint64) << np.uint64(shift)
         distinct = list(dict.fromkeys(base.tolist()))
@@ -147,15 +150,14 @@ class Writer:
     def _gpa_windows(self, form: TableFormat) -> dict[tuple[int, int], list[int]]:
         """By the orders of guest and host, where in gPA data lies."""
         pairs = [(guest, host) for guest in range(3) for host in range(3)]
-        found = self._addresses(form, 1, WINDOWS * len(pairs))
-        return {pair: found[number :: len(pairs)] for number, pair in enumerate(pairs)}
+        return {(guest, host): self._addresses(form, 1, WINDOWS, host) for guest, host in pairs}
 
     def _frame(self, order: int) -> int:
         """The host's frames, such that lines of many of them share sets of the data caches."""
-        turn = int(self._rng.integers(0, 40))
-        if order:
-            return turn * 16
-        sets = self._sets[int(self._rng.integers(0, 2))] or 1
+        turn = self._pick(64)
+        if order:  # not as far as data caches of a few sets cannot tell apart
+            return turn * 16 if order == 1 else turn
+        sets = self._sets[self._rng.random() < 0.75] or 1
         return turn * lcm(sets * LINE_BYTES, PAGE) // PAGE
 
     def _pick(self, number: int) -> int:
@@ -170,7 +172,7 @@ class Writer:
     # --- Accesses
 
     def _demand(self, space: int, order: int) -> Demand:
-        host = order if self._rng.random() < 0.6 else self._pick(3)
+        host = order if self._rng.random() < 0.75 else self._pick(3)
         if not self._slats:
             return Demand(64, order, order, self._frame(order))
         vm = self._spaces[space][1]
@@ -207,9 +209,12 @@ class Writer:
         space = self._space()
         orders = [order for order in range(3) if self._pages[space][order]]
         order = orders[min(self._pick(2 * len(orders)) // 2, self._pick(len(orders)))]
+        return self._visit(space, order, self._some(space, order, AN_ACCESSES))
+
+    def _some(self, space: int, order: int, count: int) -> list[int]:
         pages = self._pages[space][order]
         among = len(pages) if self._rng.random() < 0.5 else max(1, len(pages) // 16)
-        return self._visit(space, order, [pages[self._pick(among)] for _ in range(AN_ACCESSES)])
+        return [pages[self._pick(among)] for _ in range(count)]
 
     def _groups(self) -> None:
         """Pages in a row in guest and host: of sixteen, and of fifteen, which are no group."""
@@ -260,18 +265,22 @@ class Writer:
         return -1 - self._pick(80)
 
     def _flush(self, what: str) -> None:
+        """Pages are looked at before and after, most often of the order that is flushed."""
         space = self._space()
+        orders = [order for order in range(3) if self._pages[space][order]]
+        order = orders[self._pick(len(orders))]
+        bits = self._spaces[space][0].granule_shift - 3
+        looked_at = self._some(space, order, AN_ACCESSES)
+        address = looked_at[0] + PAGE * self._pick(1 << bits * order)
         if what == "gpa" and self._slats:
             windows = list(self._windows[self._spaces[space][1]].values())
             among = windows[self._pick(len(windows))]
             address = among[self._pick(len(among))] + PAGE * self._pick(64)
             if self._rng.random() < 0.3:  # a guest's tables
                 address = PAGE * self._pick(256)
-        else:
-            pages = self._pages[space][self._pick(3)] or self._pages[space][0]
-            address = pages[self._pick(len(pages))]
-        length = LENGTHS[self._pick(len(LENGTHS))]
-        self._steps.append(Flush(what, space, address, length))
+        visit = self._visit(space, order, looked_at)
+        flush = Flush(what, space, address, LENGTHS[self._pick(len(LENGTHS))])
+        self._steps += [visit, flush, visit]
 
 
 def long_program(
@@ -298,11 +307,16 @@ def of_cpu(
 
 
 def with_policies(turn: int, geometry: MmuGeometry = SMALL) -> MmuGeometry:
-    """The geometry with all the policies by turns, so that in four turns each is everywhere."""
+    """The geometry with all the policies by turns, so that in four turns each is everywhere;
+    but tree-PLRU is not for more than 64 ways."""
     policies = itertools.cycle(POLICIES[turn % len(POLICIES) :] + POLICIES[: turn % len(POLICIES)])
 
     def all_of(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(replace(part, policy=next(policies)) for part in parts)
+        chosen = [(part, next(policies)) for part in parts]
+        return tuple(
+            replace(part, policy="lru" if policy == "plru" and part.ways > 64 else policy)
+            for part, policy in chosen
+        )
 
     return replace(
         geometry,
@@ -311,5 +325,5 @@ def with_policies(turn: int, geometry: MmuGeometry = SMALL) -> MmuGeometry:
         l2=all_of(geometry.l2),
         guest_walk_cache=all_of(geometry.guest_walk_cache),
         host_walk_cache=all_of(geometry.host_walk_cache),
-        nested_tlb=replace(geometry.nested_tlb, policy=next(policies)),
+        nested_tlb=all_of((geometry.nested_tlb,))[0],
     )

@@ -55,7 +55,7 @@ def programs() -> dict[str, Program]:
     for turn, kind in enumerate(("intel", "amd", "intel too", "native")):
         geometry = replace(with_policies(turn), style="amd" if kind == "amd" else "intel")
         slats = () if kind == "native" else (plain, TableFormat(5))
-        size = Size((150, 60, 20), 500, 3)
+        size = Size((150, 60, 40), 800, 3)
         found[kind] = long_program(geometry, slats, own, size, turn, keeps_tables=True)
     for name in ("icelake_sp", "zen2", "neoverse_n1"):
         size = Size((800, 200, 70), 1000, 3)
