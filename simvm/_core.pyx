@@ -488,8 +488,7 @@ cdef class Mmu:
 
     def counters(self):
         """What docs/translation.md counts, for the accesses made by `access` and `translate`."""
-        cdef dict counts = self.c.own
-        return counts
+        return with_sums(self.c.own)
 
     def flush_all(self):
         """Drop TLBs, walk caches and nested TLB."""
@@ -523,6 +522,14 @@ cdef class Mmu:
     def recorded_loads(self):
         """The hPA of the walk loads since `record_loads`, in order."""
         return [self.c.trace[i] for i in range(self.c.traced)]
+
+
+cdef dict with_sums(mmu.Counters counted):
+    """Counters by name, with those that follow from others."""
+    cdef dict counts = counted
+    counts["walk_loads"] = counts["guest_loads"] + counts["host_loads"]
+    counts["data_lines"] = counts["walks"]
+    return counts
 
 
 cdef int check_level(level) except -1:

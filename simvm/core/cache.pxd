@@ -11,18 +11,20 @@
 # so that a set of four ways without values is one real cache line, and one pointer leads to
 # all of it. An entry is known by the address of its key; values stand `lanes` words apart.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 cdef extern from "core/ways.h" nogil:
     int count_trailing_zeros "SIMVM_CTZ"(uint64_t x)
     bint likely "SIMVM_LIKELY"(bint x)
-    void prefetch "SIMVM_PREFETCH"(const void *x)
+    void prefetch "simvm_prefetch"(const void *x)
     uint64_t mul_high "simvm_mulhi"(uint64_t a, uint64_t b)
-    int find_way "simvm_find"(const uint32_t *words, int lanes, uint32_t tag, uint64_t key)
+    int64_t find_way "simvm_find"(const uint32_t *words, int lanes, uint32_t tag, uint64_t key)
+    int64_t guess_way "simvm_guess"(const uint32_t *words, int lanes, uint32_t tag)
+    void stamp_way "simvm_stamp"(uint32_t *words, int lanes, int64_t way, uint32_t now)
     int lanes_for "simvm_lanes"(int ways)
-    int least_of "simvm_least"(const uint32_t *words, int lanes)
+    int64_t replace_least "simvm_replace"(uint32_t *words, int lanes, uint32_t tag, uint32_t now)
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
@@ -191,23 +193,20 @@ cdef inline void assoc_renumber(Assoc *a) noexcept nogil:
 cdef inline uint64_t *assoc_find(Assoc *a, uint64_t s, uint64_t key, uint32_t now) noexcept nogil:
     """Where the key stands, now the most recently used; NULL when it does not."""
     cdef uint32_t *words = tags_in(a, s)
-    cdef int i = find_way(words, a.lanes, tag_of(key), key)
+    cdef int64_t i = find_way(words, a.lanes, tag_of(key), key)
     if i < 0:
         return NULL
     if likely(a.policy == LRU):
-        words[a.lanes + i] = now
+        stamp_way(words, a.lanes, i, now)
     elif a.policy == PLRU:
-        plru_touch(a, s, i)
+        plru_touch(a, s, <int>i)
     return keys_in(a, s) + i
 
 
 cdef inline int choose_way(Assoc *a, uint64_t s) noexcept nogil:
-    """Where an insertion goes: the lowest free place, or whom the policy evicts."""
-    cdef uint64_t *keys
+    """Where an insertion goes: the lowest free place, or what PLRU or chance evicts."""
+    cdef uint64_t *keys = keys_in(a, s)
     cdef int i
-    if likely(a.policy <= FIFO):
-        return least_of(stamps_in(a, s), a.lanes)
-    keys = keys_in(a, s)
     for i in range(a.ways):
         if keys[i] == EMPTY:
             return i
@@ -224,11 +223,15 @@ cdef inline uint64_t *assoc_insert(Assoc *a, uint64_t s, uint64_t key,
 
     The caller has probed for the key and missed. It sets the values itself.
     """
-    cdef int i = choose_way(a, s)
     cdef uint64_t *keys = keys_in(a, s)
+    cdef int64_t i
+    if likely(a.policy <= FIFO):
+        i = replace_least(tags_in(a, s), a.lanes, tag_of(key), now)
+    else:
+        i = choose_way(a, s)
+        tags_in(a, s)[i] = tag_of(key)
+        stamps_in(a, s)[i] = now
+        if a.policy == PLRU:
+            plru_touch(a, s, <int>i)
     keys[i] = key
-    tags_in(a, s)[i] = tag_of(key)
-    stamps_in(a, s)[i] = now
-    if a.policy == PLRU:
-        plru_touch(a, s, i)
     return keys + i

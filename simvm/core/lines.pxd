@@ -12,6 +12,7 @@ from simvm.core.cache cimport count_trailing_zeros, mul_high, words_of
 cdef extern from "core/ways.h" nogil:
     uint32_t match_words "simvm_match"(const uint32_t *words, uint32_t tag, int n)
     void rotate_16 "simvm_rotate16"(uint32_t *words, int i, uint32_t tag)
+    void push_16 "simvm_push16"(uint32_t *words, uint32_t tag)
 
 cdef struct LineCache:
     uint32_t *tags         # NULL: the cache is absent
@@ -58,18 +59,25 @@ cdef inline bint lines_touch(LineCache *c, uint64_t line) noexcept nogil:
     cdef uint32_t tag
     cdef uint32_t *t = lines_set(c, line, &tag)
     cdef uint32_t found
-    cdef int i
     if t[0] == tag:
         return True
-    if c.ways == 16:
-        found = match_words(t, tag, 16)
-        rotate_16(t, count_trailing_zeros(found | 0x8000), tag)
-        return found != 0
-    for i in range(c.ways):
+    if c.ways != 16:
+        return touch_any(t, tag, c.ways)
+    found = match_words(t, tag, 16)
+    if found:
+        rotate_16(t, count_trailing_zeros(found), tag)
+        return True
+    push_16(t, tag)
+    return False
+
+
+cdef inline bint touch_any(uint32_t *t, uint32_t tag, int ways) noexcept nogil:
+    """The same in a set of any number of ways, whose first does not hold the line."""
+    cdef int i, found = -1
+    for i in range(1, ways):
         if t[i] == tag:
+            found = i
             break
-    else:
-        i = -1
-    memmove(t + 1, t, (i if i > 0 else c.ways - 1) * 4)
+    memmove(t + 1, t, (found if found > 0 else ways - 1) * 4)
     t[0] = tag
-    return i > 0
+    return found > 0

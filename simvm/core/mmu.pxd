@@ -59,8 +59,7 @@ cdef struct Counters:
     uint64_t l1_hits
     uint64_t l2_hits
     uint64_t tlb_misses
-    uint64_t walks
-    uint64_t walk_loads
+    uint64_t walks             # each sends one data line through the caches
     uint64_t guest_loads
     uint64_t host_loads
     uint64_t walk_cycles
@@ -75,7 +74,6 @@ cdef struct Counters:
     uint64_t l2_loads
     uint64_t llc_loads
     uint64_t dram_loads
-    uint64_t data_lines
 
 cdef struct Tlb:
     Assoc *arrays[N_SIZES][2]   # by size: the array, and the second bank where there is one
@@ -419,40 +417,44 @@ cdef inline int first_free_walker(const Mmu *m) noexcept nogil:
     return first
 
 
-cdef inline int miss(Mmu *m, Space *s, Tlb *l1, uint64_t va, bint write,
-                     uint64_t now) noexcept nogil:
-    """No TLB has it: walk, and fill them."""
-    cdef int size = 0, status, walker
-    cdef uint64_t hpa = 0, dirty = 0, wait = 0
-    m.count.tlb_misses += 1
+cdef inline int walk_for(Mmu *m, Space *s, uint64_t va, bint write, uint64_t now, int *size,
+                         uint64_t *flags) noexcept nogil:
+    """No TLB has it: walk, on the first walker that is free. The TLBs are left to the caller."""
+    cdef Counters *count = m.count
+    cdef int status, walker
+    cdef uint64_t hpa = 0, wait = 0
+    count.tlb_misses += 1
     m.loads_guest = m.loads_host = m.cycles = 0
-    status = walk(m, s, va, write, &hpa, &size, &dirty)
+    status = walk(m, s, va, write, &hpa, size, flags)
     if now != NOWHERE:
         walker = first_free_walker(m)
         if m.walker_free[walker] > now:
             wait = m.walker_free[walker] - now
-            m.count.walker_wait_cycles += wait
+            count.walker_wait_cycles += wait
         m.walker_free[walker] = now + wait + m.cycles
     m.spent += m.cycles + wait
     if status != OK:
-        m.count.faulted_loads += m.loads_guest + m.loads_host
-        m.count.faulted_cycles += m.cycles
+        count.faulted_loads += m.loads_guest + m.loads_host
+        count.faulted_cycles += m.cycles
         return status
-    m.count.walks += 1
-    m.count.guest_loads += m.loads_guest
-    m.count.host_loads += m.loads_host
-    m.count.walk_loads += m.loads_guest + m.loads_host
-    m.count.walk_cycles += m.cycles
-    if size == 2 and m.smash and m.l2.banks[2] == 0:
-        tlb_insert(m, &m.l2, s.tag, va, 1, dirty | IS_SMASHED)
-    else:
-        tlb_insert(m, &m.l2, s.tag, va, size, dirty)
-    tlb_insert(m, l1, s.tag, va, size, dirty)
+    count.walks += 1
+    count.guest_loads += m.loads_guest
+    count.host_loads += m.loads_host
+    count.walk_cycles += m.cycles
     if not (m.lines_l2.tags != NULL and lines_touch(&m.lines_l2, hpa >> 6)):
         if m.lines_llc.tags != NULL:
             lines_touch(&m.lines_llc, hpa >> 6)
-    m.count.data_lines += 1
     return OK
+
+
+cdef inline void fill(Mmu *m, Tlb *l1, uint64_t tag, uint64_t va, int size,
+                      uint64_t flags) noexcept nogil:
+    """Enter what a walk has found in both TLBs."""
+    if size == 2 and m.smash and m.l2.banks[2] == 0:
+        tlb_insert(m, &m.l2, tag, va, 1, flags | IS_SMASHED)
+    else:
+        tlb_insert(m, &m.l2, tag, va, size, flags)
+    tlb_insert(m, l1, tag, va, size, flags)
 
 
 cdef inline void recall(Mmu *m, const Assoc *a, uint64_t *entry, int size) noexcept nogil:
@@ -464,15 +466,18 @@ cdef inline void recall(Mmu *m, const Assoc *a, uint64_t *entry, int size) noexc
 cdef inline int access_missing_l1(Mmu *m, Space *s, Tlb *l1, uint64_t va, bint write,
                                   uint64_t now) noexcept nogil:
     """L2, then a walk. Counts everything but the access itself."""
-    cdef int size = 0
+    cdef int size = 0, status
     cdef Assoc *a = NULL
     cdef uint64_t *entry = tlb_find(&m.l2, s.tag, va, m.tick, &a, &size)
-    cdef uint64_t flags
+    cdef uint64_t flags = 0
     if m.l2.n_arrays:
         m.count.penalty_cycles += m.l2_penalty
         m.spent += m.l2_penalty
     if entry == NULL:
-        return miss(m, s, l1, va, write, now)
+        status = walk_for(m, s, va, write, now, &size, &flags)
+        if status == OK:
+            fill(m, l1, s.tag, va, size, flags)
+        return status
     m.count.l2_hits += 1
     if write and not entry[0] & IS_DIRTY:
         set_dirty(m, s, va)

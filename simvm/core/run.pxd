@@ -4,15 +4,15 @@
 # branch that depends on data but the one that says it hit. What can change only by a fault
 # (free memory, work of the guest's kernel) is looked at only after one.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.blocks cimport Blocks
-from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, find_way, least_of, likely,
-                               prefetch, tag_of)
-from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, IS_DIRTY, OK, Mmu, Space, Tlb, access,
-                             keep_time, key_of, miss, set_dirty)
+from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, likely,
+                               prefetch, replace_least, tag_of)
+from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
+                             fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
-from simvm.core.stream cimport Stream, stream_ready
-from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
+from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
+from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
 
@@ -32,8 +32,10 @@ cdef extern from *:
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
-    STRETCH = 64             # accesses between two looks at how many of them missed
-    MANY = 6                 # misses in a stretch that make it worth to fetch ahead
+    RING = 16                # at least as many as there are between the two
+    STRETCH = 128            # accesses between two looks at how many of them missed
+    MANY = 12                # misses in a stretch that make it worth to fetch ahead
+    EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
 
 cdef enum:               # inside this file: a page is missing
     NO_GUEST_PAGE = -1
@@ -44,46 +46,66 @@ cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
     uint64_t limit           # ... at most,
     uint64_t per_access      # ... and for each access beside translation
-    uint64_t digest          # of the stream
     uint64_t missed          # accesses of this stretch that walked
     bint ahead               # whether to fetch ahead
+    bint primed              # whether `ring` has the entries for what comes now
+    int fetched              # accesses of the stream, as drawn, that were fetched ahead of
+    const uint64_t *ring[RING]
+    # of the access that `run_hits` found in no TLB
+    uint32_t *set_1          # its set in the L1 TLB
+    uint32_t *set_2          # ... and in the L2 TLB
+    int lanes_1
+    int lanes_2
+    uint64_t key
 
 
-cdef inline uint64_t digest_of(uint64_t digest, uint64_t word) noexcept nogil:
-    return (digest ^ word) * 0x9E3779B97F4A7C15ULL
-
-
-cdef inline uint64_t *entry_ahead(const Table *t, uint64_t address) noexcept nogil:
-    """The lowest entry on the way to `address`. Reads no header of a node."""
+cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address) noexcept nogil:
+    """Fetch the lowest entry on the way to `address`, and the header of its table."""
     cdef const Node *node = t.root
-    cdef const uint64_t *entry
-    cdef int level = t.levels
-    while True:
-        entry = &node.entry[index_in(t, address, level)]
-        level -= 1
-        if level == 0 or not is_child(entry[0]):
-            return <uint64_t *>entry
+    cdef const uint64_t *entry = node.entry + (address >> t.shift[t.levels])
+    cdef uint64_t mask = t.mask[1]
+    cdef int shift = t.shift[t.levels], step = t.granule - 3
+    while shift > t.granule and is_child(entry[0]):
         node = child_of(entry[0])
+        shift -= step
+        entry = node.entry + ((address >> shift) & mask)
+    prefetch(node)
+    prefetch(entry)
+    return entry
 
 
-cdef inline void fetch_ahead(const Space *s, const Region *region, const uint64_t *next_access,
-                             int left) noexcept nogil:
-    """Fetch what later accesses will need of the simulator's own memory, from afar.
+cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uint64_t word,
+                           int at) noexcept nogil:
+    """Of an access far ahead, the guest's entry (or the native one)."""
+    prefetch(&region.touched[word >> 19])
+    x.ring[at & (RING - 1)] = fetch_entry(s.guest if s.guest != NULL else s.host,
+                                          region.base + (word >> 1))
 
-    Two steps: the guest's entry (or the native one) far ahead, then, when that has come,
-    the host's entry that it leads to.
+
+cdef inline void fetch_near(Stretch *x, const Space *s, const Region *region, uint64_t word,
+                            int at) noexcept nogil:
+    """Of a nearer one, the host's entry that the guest's leads to, now that this has come."""
+    cdef uint64_t entry = x.ring[at & (RING - 1)][0]
+    if s.guest != NULL and entry & LEAF:
+        fetch_entry(s.host, (entry & TARGET) + ((region.base + (word >> 1)) & 0x1FFFFF))
+
+
+cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
+                             const Stream *stream) noexcept nogil:
+    """Fetch what later accesses will need of the simulator's own memory, in two steps.
+
+    For each access since the last call; hits in a TLB need nothing and do not call.
     """
-    cdef uint64_t va, entry
-    cdef const Table *first = s.guest if s.guest != NULL else s.host
-    if FAR < left:
-        va = next_access[FAR] >> 1
-        prefetch(&region.touched[va >> 18])
-        prefetch(entry_ahead(first, region.base + va))
-    if s.guest != NULL and NEAR < left:
-        va = region.base + (next_access[NEAR] >> 1)
-        entry = entry_ahead(first, va)[0]
-        if entry & LEAF:
-            prefetch(entry_ahead(s.host, (entry & TARGET) + (va & 0x1FFFFF)))
+    cdef int i
+    if not x.primed:
+        for i in range(stream.at + NEAR, min(stream.at + FAR, stream.n)):
+            fetch_far(x, s, region, stream.next[i], i)
+        x.primed = True
+        x.fetched = stream.at
+    for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
+        fetch_far(x, s, region, stream.next[i + FAR], i + FAR)
+        fetch_near(x, s, region, stream.next[i + NEAR], i + NEAR)
+    x.fetched = stream.at + 1
 
 
 cdef inline void touch(Region *region, uint64_t page) noexcept nogil:
@@ -104,20 +126,24 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
         if x.time >= x.limit:
             return RUN_DEADLINE
         if x.ahead:
-            fetch_ahead(s, region, stream.next + stream.at, stream.n - stream.at)
+            fetch_ahead(x, s, region, stream)
         word = stream.next[stream.at]
         va = region.base + (word >> 1)
         before, walks = m.spent, m.count.walks
-        fault = access(m, s, va, word & 1, m.clock + (x.time >> 16))
+        fault = access(m, s, va, word & 1, moment(v, m, x.time))
         x.time += (m.spent - before) * v.exposed
         if fault != OK:
             return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
         x.missed += m.count.walks - walks
         touch(region, word >> 13)
         x.time += x.per_access
-        x.digest = digest_of(x.digest, word)
-        stream.at += 1
+        stream_consume(stream)
     return RUN_BUDGET
+
+
+cdef inline uint64_t moment(const Vcpu *v, const Mmu *m, uint64_t time) noexcept nogil:
+    """When an access begins, for the walkers: where nothing is hidden, none is ever busy."""
+    return m.clock + (time >> 16) if v.exposed < EXPOSED else NOWHERE
 
 
 cdef inline bint is_plain(const Tlb *t, int size, int banks) noexcept nogil:
@@ -128,125 +154,160 @@ cdef inline bint is_plain(const Tlb *t, int size, int banks) noexcept nogil:
             and (a.set_mask != 0 or a.sets == 1))
 
 
-cdef inline int plain_size(const Mmu *m) noexcept nogil:
-    """The one size of page that TLBs hold now, if `run_plain` is for them; else -1."""
+cdef inline int plain_size(Mmu *m) noexcept nogil:
+    """The one size of page that TLBs hold now, if `run_hits` is for them; else -1."""
     cdef uint64_t live = m.l1_load.live | m.l1_store.live | m.l2.live
     cdef int size
     if live == 0 or live & (live - 1) or m.smash or m.targets:
         return -1
     size = count_trailing_zeros(live)
-    if (is_plain(&m.l1_load, size, 1) and is_plain(m.l1_store, size, 1)
+    if not (is_plain(&m.l1_load, size, 1) and is_plain(m.l1_store, size, 1)
             and is_plain(&m.l2, size, 2)):
-        return size
-    return -1
+        return -1
+    m.l1_load.live = m.l1_store.live = m.l2.live = live
+    return size
 
 
-cdef inline inlined_int run_plain(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
-                                  int end, int size, bint split, bint banked, int l1_lanes,
-                                  int l2_lanes) noexcept nogil:
-    """The same where the TLBs hold pages of one size, in true LRU: nearly always.
+cdef inline inlined_int run_hits(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
+                                 int end, int size, bint split, bint banked, int l1_lanes,
+                                 int l2_lanes) noexcept nogil:
+    """Accesses up to `end`, as long as each hits a TLB and has no dirty flag to set.
 
-    It does what `access` does, with what that looks up again each time gathered before.
-    `split`: stores have an L1 TLB of their own; `banked`: L2 has two arrays for the size.
-    Where these and the lanes are constants, the compiler makes a copy of it for them.
+    For TLBs that hold pages of one size in true LRU, which is nearly always. It does what
+    `access` does, with all that it needs in registers, and calls nothing. `split`: stores have
+    an L1 TLB of their own; `banked`: L2 has two arrays for the size. Where these and the lanes
+    are constants, the compiler makes a copy of it for them. Returns whether it stopped at an
+    access that no TLB has, of which `x` then has what the search found out.
     """
     cdef Mmu *m = v.mmu
+    cdef bint missing = False
     cdef Assoc *l1 = m.l1_load.arrays[size][0]
     cdef Assoc *l2 = m.l2.arrays[size][0]
+    cdef uint32_t *words_1 = l1.words
+    cdef uint32_t *words_2 = l2.words
     cdef uint32_t *set_1
     cdef uint32_t *set_2
     cdef uint64_t *entry
-    cdef uint32_t *words_1 = l1.words
-    cdef uint32_t *words_2 = l2.words
     cdef uint64_t mask_1 = l1.set_mask, mask_2 = l2.set_mask
-    cdef uint64_t time = x.time, limit = x.limit, per_access = x.per_access, digest = x.digest
+    cdef uint64_t time = x.time, limit = x.limit, per_access = x.per_access
+    cdef uint64_t digest = stream.digest, weighs = weight(stream.drawn)
     cdef uint64_t base = region.base, first = base >> 12
-    cdef uint64_t hits = 0, word, page, key, before
-    cdef uint64_t kind = key_of(s.tag, size, 0), penalty = m.l2_penalty * v.exposed
-    cdef const uint64_t *next_access = stream.next
-    cdef uint64_t at = stream.at, last = end
+    cdef uint64_t l2_hits = 0, word, page, key, kind = key_of(s.tag, size, 0) | 3
+    cdef uint64_t penalty = m.l2_penalty * v.exposed
+    cdef const uint64_t *start = stream.next + stream.at
+    cdef const uint64_t *at = start
+    cdef const uint64_t *last = stream.next + end
     cdef uint32_t now = m.tick, mix = tag_of(kind), tag
-    cdef int shift = ENTRY_SHIFT[size], i, fault, status = RUN_BUDGET
-    cdef bint ahead = x.ahead
-    while at < last:
-        if time >= limit:
-            status = RUN_DEADLINE
-            break
-        if ahead:
-            fetch_ahead(s, region, next_access + at, stream.n - <int>at)
-        word = next_access[at]
+    cdef int shift = ENTRY_SHIFT[size]
+    cdef int64_t i
+    while at < last and time < limit:
+        word = at[0]
         page = first + (word >> 13) if size == 0 else (base + (word >> 1)) >> shift
-        key = kind + (page << 5)
         tag = <uint32_t>page ^ mix
-        now += 1
         if split:
             l1 = (m.l1_store if word & 1 else &m.l1_load).arrays[size][0]
             words_1, mask_1, l1_lanes = l1.words, l1.set_mask, l1.lanes
         set_1 = words_1 + (page & mask_1) * (<uint64_t>l1_lanes * 4)
-        i = find_way(set_1, l1_lanes, tag, key)
+        i = guess_way(set_1, l1_lanes, tag)
         if likely(i >= 0):
-            set_1[l1_lanes + i] = now
+            # The key must agree, and for a store the dirty flag must be set.
             entry = <uint64_t *>(set_1 + 2 * l1_lanes) + i
-            if not likely((word & 1 & ~entry[0]) == 0):
-                set_dirty(m, s, base + (word >> 1))
-                entry[0] |= IS_DIRTY
+            if (entry[0] | (3 ^ (word & 1))) != kind + (page << 5):
+                break
+            now += 1
+            set_1[l1_lanes + i] = now
         else:
             if banked:
                 words_2 = m.l2.arrays[size][(page & l2.sets) != 0].words
             set_2 = words_2 + (page & mask_2) * (<uint64_t>l2_lanes * 4)
-            i = find_way(set_2, l2_lanes, tag, key)
-            if likely(i >= 0):
-                set_2[l2_lanes + i] = now
-                entry = <uint64_t *>(set_2 + 2 * l2_lanes) + i
-                if not likely((word & 1 & ~entry[0]) == 0):
-                    set_dirty(m, s, base + (word >> 1))
-                    entry[0] |= IS_DIRTY
-                hits += 1
-                time += penalty
-                i = least_of(set_1 + l1_lanes, l1_lanes)
-                set_1[i] = tag
-                set_1[l1_lanes + i] = now
-                (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = entry[0]
-            else:
-                m.tick = now
-                before = m.spent
-                m.count.penalty_cycles += m.l2_penalty
-                m.spent += m.l2_penalty
-                fault = miss(m, s, m.l1_store if word & 1 else &m.l1_load, base + (word >> 1),
-                             word & 1, m.clock + (time >> 16))
-                now = m.tick
-                time += (m.spent - before) * v.exposed
-                if fault != OK:
-                    status = NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
-                    break
-                x.missed += 1
-                touch(region, word >> 13)
-                if (m.l2.live | m.l1_load.live | m.l1_store.live) != <uint64_t>1 << size:
-                    last = at + 1        # no longer of one size
+            i = guess_way(set_2, l2_lanes, tag)
+            if i < 0:
+                x.set_1, x.set_2, x.key = set_1, set_2, kind + (page << 5) - 3
+                x.lanes_1, x.lanes_2 = l1_lanes, l2_lanes
+                missing = True
+                break
+            entry = <uint64_t *>(set_2 + 2 * l2_lanes) + i
+            key = entry[0]
+            if (key | (3 ^ (word & 1))) != kind + (page << 5):
+                break
+            now += 1
+            set_2[l2_lanes + i] = now
+            l2_hits += 1
+            time += penalty
+            # As assoc_insert does it.
+            i = replace_least(set_1, l1_lanes, tag, now)
+            (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = key
         # What a 4 KiB entry is for was touched when the entry was made.
         if size != 0:
             touch(region, word >> 13)
         time += per_access
-        digest = digest_of(digest, word)
+        digest += word * weighs
+        weighs += WEIGHT_STEP
         at += 1
     m.tick = now
-    m.count.l1_hits += at - stream.at - hits - x.missed
-    m.count.l2_hits += hits
-    m.count.accesses += at - stream.at
-    m.count.penalty_cycles += hits * m.l2_penalty
-    m.spent += hits * m.l2_penalty
-    stream.at = <int>at
-    x.time, x.digest = time, digest
-    return status
+    m.count.l1_hits += <uint64_t>(at - start) - l2_hits
+    m.count.l2_hits += l2_hits
+    m.count.accesses += at - start
+    m.count.penalty_cycles += l2_hits * m.l2_penalty
+    m.spent += l2_hits * m.l2_penalty
+    stream.at += <int>(at - start)
+    stream.drawn += at - start
+    stream.digest = digest
+    x.time = time
+    return missing
+
+
+cdef inline int run_plain(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x, int end,
+                          int size) noexcept nogil:
+    """`run_hits`, by the shape of the TLBs."""
+    cdef Mmu *m = v.mmu
+    cdef bint split = m.l1_store != &m.l1_load, banked = m.l2.banks[size] == 2
+    cdef int l1 = m.l1_load.arrays[size][0].lanes, l2 = m.l2.arrays[size][0].lanes
+    if size == 0 and not split and not banked and l1 == 4 and l2 == 12:
+        return run_hits(v, s, region, stream, x, end, 0, False, False, 4, 12)
+    return run_hits(v, s, region, stream, x, end, size, split, banked, l1, l2)
+
+
+cdef inline int run_miss(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
+                         int size) noexcept nogil:
+    """The access at which `run_hits` stopped: a walk, and its entry where the search ended."""
+    cdef Mmu *m = v.mmu
+    cdef uint64_t word = stream.next[stream.at], va = region.base + (word >> 1)
+    cdef uint64_t before = m.spent, flags = 0
+    cdef uint32_t tag = tag_of(x.key)
+    cdef int fault, found = 0
+    cdef int64_t i
+    if x.ahead:
+        fetch_ahead(x, s, region, stream)
+    m.tick += 1
+    m.count.penalty_cycles += m.l2_penalty
+    m.spent += m.l2_penalty
+    fault = walk_for(m, s, va, word & 1, moment(v, m, x.time), &found, &flags)
+    x.time += (m.spent - before) * v.exposed
+    if fault != OK:
+        return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
+    if likely(found == size):
+        # As assoc_insert does it.
+        i = replace_least(x.set_2, x.lanes_2, tag, m.tick)
+        (<uint64_t *>(x.set_2 + 2 * x.lanes_2))[i] = x.key | flags
+        i = replace_least(x.set_1, x.lanes_1, tag, m.tick)
+        (<uint64_t *>(x.set_1 + 2 * x.lanes_1))[i] = x.key | flags
+    else:
+        fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, found, flags)
+    x.missed += 1
+    m.count.accesses += 1
+    touch(region, word >> 13)
+    x.time += x.per_access
+    stream_consume(stream)
+    return RUN_BUDGET
 
 
 cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
                              uint64_t *budget) noexcept nogil:
     """Run until `budget` is used up, or time, or the stream, or a page is missing."""
     cdef Mmu *m = v.mmu
-    cdef int first, end, size, l1_lanes, l2_lanes, status = RUN_BUDGET
-    cdef bint split, banked
-    x.digest = stream.digest
+    cdef int first, end, size, status = RUN_BUDGET
+    x.primed = False           # a fault may have changed the tables
     while status == RUN_BUDGET and budget[0] > 0:
         if not stream_ready(stream):
             status = RUN_STREAM_END
@@ -254,23 +315,18 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
         keep_time(m)
         first = stream.at
         end = first + <int>min(min(<uint64_t>(stream.n - first), budget[0]), <uint64_t>STRETCH)
-        size = plain_size(m)
+        x.primed = x.primed and x.ahead and first > 0
         x.missed = 0
-        if size >= 0:
-            split = m.l1_store != &m.l1_load
-            banked = m.l2.banks[size] == 2
-            l1_lanes, l2_lanes = m.l1_load.arrays[size][0].lanes, m.l2.arrays[size][0].lanes
-            if size == 0 and not split and not banked and l1_lanes == 4 and l2_lanes == 12:
-                status = run_plain(v, s, region, stream, x, end, 0, False, False, 4, 12)
-            else:
-                status = run_plain(v, s, region, stream, x, end, size, split, banked,
-                                   l1_lanes, l2_lanes)
-        else:
-            status = run_any(v, s, region, stream, x, end)
+        while status == RUN_BUDGET and stream.at < end:
+            size = plain_size(m)
+            if size < 0:
+                status = run_any(v, s, region, stream, x, end)
+            elif run_plain(v, s, region, stream, x, end, size):
+                status = run_miss(v, s, region, stream, x, size)
+            elif stream.at < end:
+                status = run_any(v, s, region, stream, x, stream.at + 1)
         budget[0] -= stream.at - first
-        stream.drawn += stream.at - first
         x.ahead = x.missed >= MANY
-    stream.digest = x.digest
     return status
 
 

@@ -264,8 +264,7 @@ cdef class Vcpu:
 
     def counters(self):
         """What docs/translation.md counts, for this vCPU's accesses, on whatever MMU."""
-        cdef dict counts = self.c.count
-        return counts
+        return with_sums(self.c.count)
 
     def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib):
         """Service of a host fault by order, of a guest fault, and of zeroing in the guest."""

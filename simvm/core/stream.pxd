@@ -21,6 +21,12 @@ cdef enum:
 cdef enum:
     AHEAD = 512
 
+cdef extern from *:
+    """
+    #define SIMVM_WEIGHT_STEP 0x9E3779B97F4A7C15ULL
+    """
+    const uint64_t WEIGHT_STEP "SIMVM_WEIGHT_STEP"   # 2^64 over the golden ratio, odd
+
 cdef struct AliasSlot:
     uint32_t threshold   # of 2^32: below it the slot itself, else its alias
     uint32_t alias
@@ -159,6 +165,11 @@ cdef inline uint64_t with_write(const Stream *s, uint64_t offset, uint64_t r) no
     return (offset << 1) | (((r >> 8) & 0xFFFFFF) < s.write_below)
 
 
+cdef inline uint64_t weight(uint64_t drawn) noexcept nogil:
+    """Of the access after so many, in the digest: a sum, so that none waits for the last."""
+    return (drawn + 1) * WEIGHT_STEP
+
+
 cdef inline bint stream_ready(Stream *s) noexcept nogil:
     """Whether there is a next access, at `s.next[s.at]`; a trace's chunk may be used up."""
     if s.at == s.n:
@@ -168,6 +179,6 @@ cdef inline bint stream_ready(Stream *s) noexcept nogil:
 
 cdef inline void stream_consume(Stream *s) noexcept nogil:
     """The next access has been done."""
-    s.digest = (s.digest ^ s.next[s.at]) * 0x9E3779B97F4A7C15ULL
+    s.digest += s.next[s.at] * weight(s.drawn)
     s.at += 1
     s.drawn += 1

@@ -36,10 +36,8 @@ cdef enum:
 cdef extern from *:
     """
     #define SIMVM_TARGET (~(uint64_t)0xFFF)
-    #define SIMVM_POINTER (~(uint64_t)0x3F)
     """
     const uint64_t TARGET "SIMVM_TARGET"     # a leaf's address, or a slot << 12
-    const uint64_t POINTER "SIMVM_POINTER"   # a child node
 
 # 64 bytes, then the entries: in the root, as many as the root has.
 cdef struct Node:
@@ -88,7 +86,8 @@ cdef inline uint64_t reach_of(const Table *t) noexcept nogil:
 
 
 cdef inline Node *child_of(uint64_t entry) noexcept nogil:
-    return <Node *>(entry & POINTER)
+    """Of an entry that `is_child`: then PRESENT is its only flag."""
+    return <Node *>(entry - PRESENT)
 
 
 cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:

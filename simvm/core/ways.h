@@ -19,7 +19,6 @@
 #if defined(__GNUC__)
 #define SIMVM_CTZ(x) __builtin_ctzll(x)
 #define SIMVM_LIKELY(x) __builtin_expect(!!(x), 1)
-#define SIMVM_PREFETCH(x) __builtin_prefetch(x)
 #define SIMVM_INLINE static inline __attribute__((always_inline))
 #else
 static int SIMVM_CTZ(unsigned long long x) {
@@ -28,9 +27,19 @@ static int SIMVM_CTZ(unsigned long long x) {
     return n;
 }
 #define SIMVM_LIKELY(x) (x)
-#define SIMVM_PREFETCH(x) ((void)(x))
 #define SIMVM_INLINE static inline
 #endif
+
+#define SIMVM_LOWEST(x) ((int64_t)(uint32_t)SIMVM_CTZ(x)) /* needs no sign extension */
+
+SIMVM_INLINE void simvm_prefetch(const void *address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+    __asm__ volatile(""); /* else a function that only prefetches counts as one without effect */
+#else
+    (void)address;
+#endif
+}
 
 SIMVM_INLINE uint64_t simvm_mulhi(uint64_t a, uint64_t b) {
 #if defined(__SIZEOF_INT128__)
@@ -68,9 +77,9 @@ SIMVM_INLINE uint32_t simvm_match(const uint32_t *words, uint32_t tag, int n) {
 /* The way of a set that holds `key`, or -1. `tag` is a part of the key: the vectors find the
  * ways where it agrees, and the whole key decides among them, so the answer is exact. The two
  * lowest bits of a key are flags and do not count. */
-SIMVM_INLINE int simvm_confirm(const uint64_t *keys, uint32_t found, uint64_t key) {
+SIMVM_INLINE int64_t simvm_confirm(const uint64_t *keys, uint32_t found, uint64_t key) {
     while (found) {
-        int i = SIMVM_CTZ(found);
+        int64_t i = SIMVM_LOWEST(found);
         if (SIMVM_LIKELY((keys[i] | 3) == (key | 3)))
             return i;
         found &= found - 1;
@@ -79,9 +88,9 @@ SIMVM_INLINE int simvm_confirm(const uint64_t *keys, uint32_t found, uint64_t ke
 }
 
 /* The same, in a set that begins with its tags. */
-SIMVM_INLINE int simvm_find(const uint32_t *set, int lanes, uint32_t tag, uint64_t key) {
+SIMVM_INLINE int64_t simvm_find(const uint32_t *set, int lanes, uint32_t tag, uint64_t key) {
     const uint64_t *keys = (const uint64_t *)(set + 2 * lanes);
-    int first, i;
+    int64_t first, i;
     switch (lanes) {
     case 4: return simvm_confirm(keys, simvm_match(set, tag, 4), key);
     case 8: return simvm_confirm(keys, simvm_match(set, tag, 8), key);
@@ -94,6 +103,26 @@ SIMVM_INLINE int simvm_find(const uint32_t *set, int lanes, uint32_t tag, uint64
             return first + i;
     }
     return -1;
+}
+
+/* The first way of a set whose tag agrees, or -1: a guess that the key has to confirm. */
+SIMVM_INLINE int64_t simvm_guess(const uint32_t *set, int lanes, uint32_t tag) {
+    uint32_t found;
+    int64_t first;
+    switch (lanes) {
+    case 4: found = simvm_match(set, tag, 4); break;
+    case 8: found = simvm_match(set, tag, 8); break;
+    case 12: found = simvm_match(set, tag, 12); break;
+    case 16: found = simvm_match(set, tag, 16); break;
+    default:
+        for (first = 0; first < lanes; first += 16) {
+            found = simvm_match(set + first, tag, 16);
+            if (found)
+                return first + SIMVM_LOWEST(found);
+        }
+        return -1;
+    }
+    return found ? SIMVM_LOWEST(found) : -1;
 }
 
 /* How many words a set of `ways` takes, so that simvm_find can search it in whole vectors. */
@@ -109,7 +138,7 @@ SIMVM_INLINE __m128i simvm_min(__m128i a, __m128i b) { /* signed; SSE2 has none 
 #endif
 
 /* The lowest of the words that are least; all are below 2^31. */
-SIMVM_INLINE int simvm_least(const uint32_t *words, int lanes) {
+SIMVM_INLINE int64_t simvm_least(const uint32_t *words, int lanes) {
 #ifdef SIMVM_VECTORS
     const __m128i *w = (const __m128i *)words;
     __m128i least = _mm_load_si128(w);
@@ -120,11 +149,11 @@ SIMVM_INLINE int simvm_least(const uint32_t *words, int lanes) {
     for (int v = 0; v < lanes / 4; v++) {
         int found = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(_mm_load_si128(w + v), least)));
         if (found)
-            return v * 4 + SIMVM_CTZ(found);
+            return v * 4 + SIMVM_LOWEST(found);
     }
     return 0;
 #else
-    int best = 0;
+    int64_t best = 0;
     for (int i = 1; i < lanes; i++)
         if (words[i] < words[best])
             best = i;
@@ -132,21 +161,83 @@ SIMVM_INLINE int simvm_least(const uint32_t *words, int lanes) {
 #endif
 }
 
-/* Move word `i` of sixteen to the front, or with i = 15 make room there, and put `tag` in it. */
-SIMVM_INLINE void simvm_rotate16(uint32_t *words, int i, uint32_t tag) {
+/* Let the stamp of a way be `now`; of four ways, in a whole vector (see simvm_replace). */
+SIMVM_INLINE void simvm_stamp(uint32_t *set, int lanes, int64_t way, uint32_t now) {
+#ifdef SIMVM_VECTORS
+    static const uint32_t lane[8] = {0, 0, 0, ~0u, 0, 0, 0, 0};
+    if (lanes == 4) {
+        __m128i *w = (__m128i *)(set + 4);
+        __m128i here = _mm_loadu_si128((const __m128i *)(lane + 3 - way));
+        _mm_store_si128(w, _mm_or_si128(_mm_andnot_si128(here, _mm_load_si128(w)),
+                                        _mm_and_si128(here, _mm_set1_epi32((int)now))));
+        return;
+    }
+#endif
+    set[lanes + way] = now;
+}
+
+/* In a set, tags and then stamps, put `tag` with the stamp `now` where the stamp is least; the
+ * way. Of four ways whole vectors are stored, since whole vectors will be loaded soon: a load
+ * that overlaps a smaller store before it would wait for that. */
+SIMVM_INLINE int64_t simvm_replace(uint32_t *set, int lanes, uint32_t tag, uint32_t now) {
+    int64_t way;
+#ifdef SIMVM_VECTORS
+    if (lanes == 4) {
+        __m128i *w = (__m128i *)set;
+        __m128i tags = _mm_load_si128(w), stamps = _mm_load_si128(w + 1);
+        __m128i least = simvm_min(stamps, _mm_shuffle_epi32(stamps, 0x4E));
+        __m128i here = _mm_cmpeq_epi32(stamps, simvm_min(least, _mm_shuffle_epi32(least, 0xB1)));
+        int found = _mm_movemask_ps(_mm_castsi128_ps(here));
+        if (SIMVM_LIKELY((found & (found - 1)) == 0)) { /* else several places are free */
+            _mm_store_si128(w, _mm_or_si128(_mm_andnot_si128(here, tags),
+                                            _mm_and_si128(here, _mm_set1_epi32((int)tag))));
+            _mm_store_si128(w + 1, _mm_or_si128(_mm_andnot_si128(here, stamps),
+                                                _mm_and_si128(here, _mm_set1_epi32((int)now))));
+            return SIMVM_LOWEST(found);
+        }
+    }
+#endif
+    way = simvm_least(set + lanes, lanes);
+    set[way] = tag;
+    set[lanes + way] = now;
+    return way;
+}
+
+/* Put `tag` before sixteen words, the last of which goes. Words one place further down are
+ * loaded as they lie, unaligned, which takes no shuffles. */
+SIMVM_INLINE void simvm_push16(uint32_t *words, uint32_t tag) {
 #ifdef SIMVM_VECTORS
     __m128i *w = (__m128i *)words;
-    const __m128i last = _mm_set1_epi32(i);
-    __m128i before = _mm_cvtsi32_si128((int)tag), number = _mm_setr_epi32(0, 1, 2, 3);
-    for (int v = 0; v < 4; v++) {
-        __m128i old = _mm_load_si128(w + v);
-        __m128i moved = _mm_or_si128(_mm_slli_si128(old, 4), before);
-        __m128i stays = _mm_cmpgt_epi32(number, last);
-        before = _mm_srli_si128(old, 12);
-        number = _mm_add_epi32(number, _mm_set1_epi32(4));
-        _mm_store_si128(w + v, _mm_or_si128(_mm_and_si128(stays, old),
-                                            _mm_andnot_si128(stays, moved)));
-    }
+    __m128i b = _mm_loadu_si128((const __m128i *)(words + 3));
+    __m128i c = _mm_loadu_si128((const __m128i *)(words + 7));
+    __m128i d = _mm_loadu_si128((const __m128i *)(words + 11));
+    _mm_store_si128(w, _mm_or_si128(_mm_slli_si128(_mm_load_si128(w), 4),
+                                    _mm_cvtsi32_si128((int)tag)));
+    _mm_store_si128(w + 1, b);
+    _mm_store_si128(w + 2, c);
+    _mm_store_si128(w + 3, d);
+#else
+    memmove(words + 1, words, 60);
+    words[0] = tag;
+#endif
+}
+
+/* Move word `i` of sixteen, which is `tag`, to the front: the words after it stay. */
+SIMVM_INLINE void simvm_rotate16(uint32_t *words, int i, uint32_t tag) {
+#ifdef SIMVM_VECTORS
+    static const uint32_t mask[32] = {
+        0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0,
+        ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+    const __m128i *stays = (const __m128i *)(mask + 15 - i);
+    __m128i *w = (__m128i *)words, old[4], moved[4];
+    for (int v = 0; v < 4; v++)
+        old[v] = _mm_load_si128(w + v);
+    moved[0] = _mm_or_si128(_mm_slli_si128(old[0], 4), _mm_cvtsi32_si128((int)tag));
+    for (int v = 1; v < 4; v++)
+        moved[v] = _mm_loadu_si128((const __m128i *)(words + 4 * v - 1));
+    for (int v = 0; v < 4; v++)
+        _mm_store_si128(w + v, _mm_xor_si128(moved[v], _mm_and_si128(
+            _mm_xor_si128(moved[v], old[v]), _mm_loadu_si128(stays + v))));
 #else
     memmove(words + 1, words, (size_t)i * 4);
     words[0] = tag;
