@@ -223,11 +223,12 @@ FAULTS = (
         "(m.l1_store if word & 1 else &m.l1_load).arrays[size][0]",
         "(m.l1_store if word & 1 and not FAULT else &m.l1_load).arrays[size][0]",
     ),
-    Fault(
-        "the loop does not renew what it finds in L1",
-        "run.pxd",
-        "            set_1[l1_lanes + i] = now\n            entry",
-        "            if not FAULT: set_1[l1_lanes + i] = now\n            entry",
-    ),
+    left_out("the loop does not renew what it finds in L1", "run.pxd", "set_1[l1_lanes + i] = now"),
     left_out("the loop does not renew what it finds in L2", "run.pxd", "set_2[l2_lanes + i] = now"),
+    Fault(
+        "the loop lets stores be without setting D",
+        "run.pxd",
+        "(entry[0] | (3 ^ (word & 1)))",
+        "(entry[0] | (3 ^ (0 if FAULT else word & 1)))",
+    ),
 )
