@@ -7,11 +7,23 @@ that can be observed; two machines that run the same program are compared step b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-from programs import Absent, Access, Change, Demand, Flush, Map, Program, Prune, Step, reach_bits
+from programs import (
+    Absent,
+    Access,
+    Change,
+    Demand,
+    Flush,
+    Map,
+    Program,
+    Prune,
+    Step,
+    Visit,
+    reach_bits,
+)
 
 from simvm.hardware.geometry import TableFormat
 
@@ -112,9 +124,16 @@ class Machine:
         if step.leaf is not None and self._leaves[number]:
             base, order = self._pick(number, step.leaf)
             start = base + step.address % self._size(number, order)
+        turns = (start + turn % step.period * step.stride for turn in range(step.length))
+        return self._accesses(step, number, turns)
+
+    def _visit(self, step: Visit) -> list[Any]:
+        return self._accesses(step, step.space % len(self.spaces), step.addresses)
+
+    def _accesses(self, step: Access | Visit, number: int, addresses: Iterable[int]) -> list[Any]:
         outcome = []
-        for turn in range(step.length):
-            va = self._wrapped(number, start + turn % step.period * step.stride)
+        for turn, address in enumerate(addresses):
+            va = self._wrapped(number, address)
             write = bool(step.writes >> turn & 1)
             result = self._one_access(step, number, va, write)
             outcome.append(result)
@@ -126,7 +145,7 @@ class Machine:
                 rounds += 1
         return outcome
 
-    def _one_access(self, step: Access, number: int, va: int, write: bool) -> Any:
+    def _one_access(self, step: Access | Visit, number: int, va: int, write: bool) -> Any:
         space = self.spaces[number]
         if step.translate and self._targets:
             return self.mmu.translate(space, va, write)
@@ -140,11 +159,14 @@ class Machine:
         code, address = fault
         in_host = code == self._twin.SLAT_FAULT
         table = self._slat_of(number) if in_host and self._slats else number
-        order = demand.host_order if in_host else demand.guest_order
+        order, first = demand.host_order, demand.frame
+        if not in_host:
+            order = demand.guest_order
+            first = demand.frame if demand.guest_frame is None else demand.guest_frame
         outcome = []
         while order >= 0:
             base = address & -self._size(table, order)
-            frame = demand.frame + (address >> 12) % 64
+            frame = first + base // self._size(table, order) % 64
             outcome.append(self._try_map(table, base, frame, order))
             if outcome[-1] == "mapped":
                 break

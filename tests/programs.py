@@ -170,14 +170,15 @@ TABLE = st.integers(0, 4)
 class Demand(NamedTuple):
     """How faults of a step are served: the orders to map in the guest and in the host.
 
-    The guest's data begins at gPA frame `frame` of the guest's order; `rounds` of 0
-    leave the fault as it is.
+    Data begins at frame `frame` of the order, in the guest at `guest_frame` if there is
+    one; `rounds` of 0 leave the fault as it is.
     """
 
     rounds: int
     guest_order: int
     host_order: int
     frame: int
+    guest_frame: int | None = None
 
 
 class Access(NamedTuple):
@@ -199,6 +200,17 @@ class Access(NamedTuple):
     demand: Demand
     pace: int | None = None
     translate: bool = False
+
+
+class Visit(NamedTuple):
+    """Accesses to those addresses; all else is as in `Access`."""
+
+    space: int
+    addresses: tuple[int, ...]
+    writes: int
+    demand: Demand
+    pace: int | None
+    translate: bool
 
 
 class Map(NamedTuple):
@@ -243,7 +255,7 @@ class Flush(NamedTuple):
     length: int
 
 
-Step = Access | Map | Change | Absent | Prune | Flush
+Step = Access | Visit | Map | Change | Absent | Prune | Flush
 
 DEMANDS = st.builds(
     lambda rounds, orders, frame: Demand(rounds, *orders, frame),

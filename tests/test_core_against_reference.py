@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from agreement import run_both
 from hypothesis import HealthCheck, Phase, given, settings
-from machines import Machine
 from programs import Access, Change, Demand, Flush, Map, Program, Step, programs
 
 from simvm import _core, reference
@@ -18,36 +18,6 @@ from simvm.hardware.geometry import (
     TlbArray,
     WalkCachePart,
 )
-
-MOST_LOADS_OF_A_STEP = 1 << 17
-
-
-class CoreMachine(Machine):
-    """The core keeps targets on request, and records walk loads into an array of its own."""
-
-    def make_mmu(self, program: Program) -> _core.Mmu:
-        return _core.Mmu(program.geometry, targets=program.targets)
-
-    def record_loads(self) -> None:
-        self.mmu.record_loads(MOST_LOADS_OF_A_STEP)
-
-    def recorded_loads(self) -> list[int]:
-        return [int(load) for load in self.mmu.recorded_loads()]
-
-
-def run_both(program: Program) -> Counter[str]:
-    """Run the program on both, compare after every step; how often everything happened."""
-    twin = Machine(reference, _core.BlockAllocator, program)
-    core = CoreMachine(_core, _core.BlockAllocator, program)
-    for number, step in enumerate(program.steps):
-        *expected, twins = twin.observe(step)
-        *seen, cores = core.observe(step)
-        assert seen == expected, f"step {number}: {step}"
-        differ = {name: (cores[name], n) for name, n in twins.items() if cores[name] != n}
-        assert not differ, f"step {number}: {step}"
-        assert cores.keys() == twins.keys()
-    assert core.leaves() == twin.leaves()
-    return twin.happened + Counter(twin.mmu.counters())
 
 
 def test_core_and_twin_agree_and_programs_reach_every_counter() -> None:
