@@ -189,8 +189,8 @@ FAULTS = (
     Fault(
         "D is not set under a guest's tables",
         "mmu.pxd",
-        "        entry[0] |= ACCESSED | DIRTY\n",
-        "        entry[0] |= ACCESSED | (0 if FAULT else DIRTY)\n",
+        "        mark(entry, ACCESSED | DIRTY)\n",
+        "        mark(entry, ACCESSED | (0 if FAULT else DIRTY))\n",
     ),
     Fault(
         "the line of the data is not sent",
@@ -201,8 +201,8 @@ FAULTS = (
     Fault(
         "a walker that was waited for is free too early",
         "mmu.pxd",
-        "now + wait + m.cycles",
-        "now + (0 if FAULT else wait) + m.cycles",
+        "now + wait + w.cycles",
+        "now + (0 if FAULT else wait) + w.cycles",
     ),
     # The loop, which does by itself what `access` does
     Fault(
