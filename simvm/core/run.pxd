@@ -161,6 +161,14 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
+cdef inline inlined_int enter(uint32_t *words, int lanes, uint32_t tag, uint64_t key,
+                              uint32_t now) noexcept nogil:
+    """Put an entry in a set of a TLB that is true LRU (as `assoc_insert` does)."""
+    cdef int64_t way = replace_least(words, lanes, tag, now)
+    (<uint64_t *>(words + 2 * lanes))[way] = key
+    return 0
+
+
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
                          uint32_t *set_2, int lanes_2) noexcept nogil:
@@ -169,7 +177,6 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
     cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
-    cdef int64_t i
     if x.ahead:
         fetch_ahead(x, s, region, stream)
     m.tick += 1
@@ -184,11 +191,12 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     if not likely(key_of(s.tag, size, va >> ENTRY_SHIFT[size]) == key):
         fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
         return OTHER_SIZE
-    # As assoc_insert does it.
-    i = replace_least(set_2, lanes_2, tag, m.tick)
-    (<uint64_t *>(set_2 + 2 * lanes_2))[i] = key | flags
-    i = replace_least(set_1, lanes_1, tag, m.tick)
-    (<uint64_t *>(set_1 + 2 * lanes_1))[i] = key | flags
+    if lanes_1 == 4 and lanes_2 == 12:       # constants here
+        enter(set_2, 12, tag, key | flags, m.tick)
+        enter(set_1, 4, tag, key | flags, m.tick)
+    else:
+        enter(set_2, lanes_2, tag, key | flags, m.tick)
+        enter(set_1, lanes_1, tag, key | flags, m.tick)
     return RUN_BUDGET
 
 
@@ -260,9 +268,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                 set_2[l2_lanes + i] = now
                 l2_hits += 1
                 time += penalty
-                # As assoc_insert does it.
-                i = replace_least(set_1, l1_lanes, tag, now)
-                (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = key
+                enter(set_1, l1_lanes, tag, key, now)
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
