@@ -28,7 +28,7 @@ cdef enum:
     N_SIZES = 7          # sizes of page that a TLB entry may have
     MAX_WALKERS = 64
     MAX_TAGS = 16383     # the tag of a free place is this one
-    TICKS = 1000         # that are left at least when a stretch of accesses begins
+    TICKS = 2000         # that are left at least when a stretch of accesses begins
 
 cdef enum:               # values of an entry
     GPA = 1              # TLBs with `targets`: where its page begins, in gPA

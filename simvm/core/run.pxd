@@ -21,7 +21,7 @@ cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
     RING = 16                # at least as many as there are between the two
-    KNOWN = 16
+    KNOWN = 16               # GiB whose tables of level 2 are remembered
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
     EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
@@ -37,6 +37,7 @@ cdef enum:               # inside this file, why something stopped
 cdef struct Known:           # the table of level 2 on the way to the addresses of one GiB
     uint64_t giga
     const Node *node
+
 
 cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
@@ -74,7 +75,7 @@ cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t a
             node = child_of(entry[0])
             level -= 1
         known.giga, known.node = address >> 30, node
-    entry = &node.entry[(address >> 21) & 511]
+    entry = &node.entry[index_in(t, address, 2)]
     if is_child(entry[0]):
         node = child_of(entry[0])
         prefetch(node)
