@@ -72,6 +72,7 @@ cdef struct Assoc:
     int lanes            # ways, rounded up to whole vectors
     int ways
     int policy
+    bint simple          # four ways, true LRU, sets that a mask selects: the commonest shape
     int tree             # tree-PLRU: ways rounded up to a power of two
     uint64_t *bits       # tree-PLRU: one word a set
     uint64_t random      # state of the generator
@@ -90,6 +91,7 @@ cdef inline int assoc_init(Assoc *a, uint64_t entries, int ways, int policy,
     a.stride = <uint64_t>a.lanes * (4 + 2 * values)
     a.policy = policy
     a.set_mask = a.sets - 1 if a.sets & (a.sets - 1) == 0 else 0
+    a.simple = a.lanes == 4 and policy == LRU and (a.set_mask != 0 or a.sets == 1)
     a.random = 0x9E3779B97F4A7C15ULL
     a.tree = 1
     while a.tree < ways:

@@ -28,7 +28,7 @@ cdef enum:
     N_SIZES = 7          # sizes of page that a TLB entry may have
     MAX_WALKERS = 64
     MAX_TAGS = 16383     # the tag of a free place is this one
-    TICKS = 1000         # that are left at least when a stretch of accesses begins
+    TICKS = 2000         # that are left at least when a stretch of accesses begins
 
 cdef enum:               # values of an entry
     GPA = 1              # TLBs with `targets`: where its page begins, in gPA
@@ -210,36 +210,40 @@ cdef inline inlined_int load(Mmu *m, Walk *w, uint64_t hpa) noexcept nogil:
 cdef inline inlined_int part_find(Assoc *part, uint64_t tag, uint64_t number, uint32_t now,
                                   uint64_t **entry) noexcept nogil:
     """Whether a walk cache has it, and where. The commonest shape is searched on the spot."""
-    cdef uint64_t key = key_of(tag, 0, number), s
+    cdef uint64_t key = key_of(tag, 0, number)
     cdef uint32_t *words
     cdef int64_t way
-    if part.sets == 0:
-        return False
-    s = set_of(part, number)
-    if likely(part.lanes == 4 and part.policy == LRU):
-        words = tags_in(part, s)
-        way = guess_way(words, 4, tag_of(key))
+    if likely(part.simple):
+        words = tags_in(part, number & part.set_mask)
+        way = guess_way(words, 4, part_tag(tag, number))
         if way < 0:
             return False
         entry[0] = <uint64_t *>(words + 8) + way
         if likely(entry[0][0] == key):
             stamp_way(words, 4, way, now)
             return True
-    entry[0] = assoc_find(part, s, key, now)
+    elif part.sets == 0:
+        return False
+    entry[0] = assoc_find(part, set_of(part, number), key, now)
     return entry[0] != NULL
+
+
+cdef inline uint32_t part_tag(uint64_t tag, uint64_t number) noexcept nogil:
+    """`tag_of` the key of a walk-cache entry."""
+    return <uint32_t>number ^ (<uint32_t>tag << 18)
 
 
 cdef inline inlined_int part_insert(Assoc *part, uint64_t tag, uint64_t number, uint32_t now,
                                     uint64_t **entry) noexcept nogil:
     """Enter what a walk cache does not have, and say where."""
-    cdef uint64_t key = key_of(tag, 0, number), s = set_of(part, number)
+    cdef uint64_t key = key_of(tag, 0, number)
     cdef uint32_t *words
-    if likely(part.lanes == 4 and part.policy == LRU):
-        words = tags_in(part, s)
-        entry[0] = <uint64_t *>(words + 8) + replace_least(words, 4, tag_of(key), now)
+    if likely(part.simple):
+        words = tags_in(part, number & part.set_mask)
+        entry[0] = <uint64_t *>(words + 8) + replace_least(words, 4, part_tag(tag, number), now)
         entry[0][0] = key
     else:
-        entry[0] = assoc_insert(part, s, key, now)
+        entry[0] = assoc_insert(part, set_of(part, number), key, now)
     return 0
 
 

@@ -5,6 +5,7 @@
 # (free memory, work of the guest's kernel) is looked at only after one.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, inlined_int, likely,
                                prefetch, replace_least, tag_of)
@@ -12,7 +13,7 @@ from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, 
                              fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
-from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, is_child
+from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
 
@@ -20,6 +21,7 @@ cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
     RING = 16                # at least as many as there are between the two
+    KNOWN = 16               # GiB whose tables of level 2 are remembered
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
     EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
@@ -32,6 +34,11 @@ cdef enum:               # inside this file, why something stopped
     OTHER_SIZE = -5          # the access is done, and TLBs now hold pages of several sizes
 
 
+cdef struct Known:           # the table of level 2 on the way to the addresses of one GiB
+    uint64_t giga
+    const Node *node
+
+
 cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
     uint64_t limit           # ... at most,
@@ -42,25 +49,41 @@ cdef struct Stretch:
     int fetched              # accesses of the stream, as drawn, that were fetched ahead of
     const uint64_t *ring[RING]
     uint64_t below[RING]
+    Known known_first[KNOWN]     # of the guest's table (or the native one)
+    Known known_host[KNOWN]
 
 
-cdef inline const uint64_t *fetch_entry(const Table *t, uint64_t address,
+cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t address,
                                         uint64_t *below) noexcept nogil:
     """Fetch the lowest entry on the way to `address`, and the header of its table.
 
     `below` gets the bits of the address that this entry does not translate.
     """
-    cdef const Node *node = t.root
-    cdef const uint64_t *entry = node.entry + (address >> t.shift[t.levels])
-    cdef uint64_t mask = t.mask[1]
-    cdef int shift = t.shift[t.levels], step = t.granule - 3
-    while shift > t.granule and is_child(entry[0]):
+    cdef const Node *node
+    cdef const uint64_t *entry
+    cdef int level = t.levels
+    known += (address >> 30) & (KNOWN - 1)
+    if likely(known.giga == address >> 30):
+        node = known.node
+    else:
+        node = t.root
+        while level > 2:
+            entry = &node.entry[index_in(t, address, level)]
+            if not is_child(entry[0]):
+                below[0] = address & ((<uint64_t>1 << t.shift[level]) - 1)
+                return entry
+            node = child_of(entry[0])
+            level -= 1
+        known.giga, known.node = address >> 30, node
+    entry = &node.entry[index_in(t, address, 2)]
+    if is_child(entry[0]):
         node = child_of(entry[0])
-        shift -= step
-        entry = node.entry + ((address >> shift) & mask)
-    prefetch(node)
+        prefetch(node)
+        entry = &node.entry[(address >> 12) & 511]
+        below[0] = address & 0xFFF
+    else:
+        below[0] = address & 0x1FFFFF
     prefetch(entry)
-    below[0] = address & ((<uint64_t>1 << shift) - 1)
     return entry
 
 
@@ -69,8 +92,8 @@ cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uin
     """Of an access far ahead, the guest's entry (or the native one)."""
     prefetch(&region.touched[word >> 19])
     at &= RING - 1
-    x.ring[at] = fetch_entry(s.guest if s.guest != NULL else s.host, region.base + (word >> 1),
-                             &x.below[at])
+    x.ring[at] = fetch_entry(x.known_first, s.guest if s.guest != NULL else s.host,
+                             region.base + (word >> 1), &x.below[at])
 
 
 cdef inline void fetch_near(Stretch *x, const Space *s, int at) noexcept nogil:
@@ -79,7 +102,7 @@ cdef inline void fetch_near(Stretch *x, const Space *s, int at) noexcept nogil:
     at &= RING - 1
     entry = x.ring[at][0]
     if s.guest != NULL and entry & LEAF:
-        fetch_entry(s.host, (entry & TARGET) + x.below[at], &below)
+        fetch_entry(x.known_host, s.host, (entry & TARGET) + x.below[at], &below)
 
 
 cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
@@ -90,6 +113,9 @@ cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
     """
     cdef int i
     if not x.primed:
+        # A fault may have changed the tables, so nothing is known of them any more.
+        memset(x.known_first, 0xFF, sizeof(x.known_first))
+        memset(x.known_host, 0xFF, sizeof(x.known_host))
         for i in range(stream.at + NEAR, min(stream.at + FAR, stream.n)):
             fetch_far(x, s, region, stream.next[i], i)
         x.primed = True
@@ -164,6 +190,14 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
+cdef inline inlined_int enter(uint32_t *words, int lanes, uint32_t tag, uint64_t key,
+                              uint32_t now) noexcept nogil:
+    """Put an entry in a set of a TLB that is true LRU (as `assoc_insert` does)."""
+    cdef int64_t way = replace_least(words, lanes, tag, now)
+    (<uint64_t *>(words + 2 * lanes))[way] = key
+    return 0
+
+
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
                          uint32_t *set_2, int lanes_2) noexcept nogil:
@@ -172,7 +206,6 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
     cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
-    cdef int64_t i
     if x.ahead:
         fetch_ahead(x, s, region, stream)
     m.tick += 1
@@ -187,11 +220,12 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     if not likely(key_of(s.tag, size, va >> ENTRY_SHIFT[size]) == key):
         fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
         return OTHER_SIZE
-    # As assoc_insert does it.
-    i = replace_least(set_2, lanes_2, tag, m.tick)
-    (<uint64_t *>(set_2 + 2 * lanes_2))[i] = key | flags
-    i = replace_least(set_1, lanes_1, tag, m.tick)
-    (<uint64_t *>(set_1 + 2 * lanes_1))[i] = key | flags
+    if lanes_1 == 4 and lanes_2 == 12:       # constants here
+        enter(set_2, 12, tag, key | flags, m.tick)
+        enter(set_1, 4, tag, key | flags, m.tick)
+    else:
+        enter(set_2, lanes_2, tag, key | flags, m.tick)
+        enter(set_1, lanes_1, tag, key | flags, m.tick)
     return RUN_BUDGET
 
 
@@ -263,9 +297,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                 set_2[l2_lanes + i] = now
                 l2_hits += 1
                 time += penalty
-                # As assoc_insert does it.
-                i = replace_least(set_1, l1_lanes, tag, now)
-                (<uint64_t *>(set_1 + 2 * l1_lanes))[i] = key
+                enter(set_1, l1_lanes, tag, key, now)
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
