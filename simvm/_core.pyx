@@ -359,6 +359,8 @@ cdef void prune_below(table.Table *t, table.Node *node) noexcept:
                 table.node_release(t, child)
 
 
+cache.fill_orders()
+
 # A TLB entry's tag is one small number for each (vpid, asid) there ever was in this process.
 cdef dict tags = {}
 cdef uint16_t vpids[mmu.MAX_TAGS + 1]

@@ -145,8 +145,8 @@ FAULTS = (
     Fault(
         "LRU does not learn of a hit",
         "cache.pxd",
-        "if likely(a.policy == LRU):",
-        "if likely(a.policy == LRU and not FAULT):",
+        "touch_4(words, i)",
+        "touch_4(words, 0 if FAULT else i)",
     ),
     Fault(
         "FIFO learns of a hit",

@@ -5,7 +5,8 @@
 # key is. Entries never move. True LRU and FIFO keep a stamp for each, the time of its last
 # touch (LRU) or of its insertion (FIFO), and evict the least; a free place has stamp 0, so
 # it goes first. So a hit writes one word, and values need not follow it. The time is a
-# count that one MMU keeps for all of its structures: only its order matters.
+# count that one MMU keeps for all of its structures: only its order matters. Four ways in
+# true LRU, the commonest shape, keep their order in one word instead (ways.h).
 #
 # A set is one stretch of memory: tags, stamps, keys, then up to three values of each entry,
 # so that a set of four ways without values is one real cache line, and one pointer leads to
@@ -22,7 +23,11 @@ cdef extern from "core/ways.h" nogil:
     uint64_t mul_high "simvm_mulhi"(uint64_t a, uint64_t b)
     int64_t find_way "simvm_find"(const uint32_t *words, int lanes, uint32_t tag, uint64_t key)
     int64_t guess_way "simvm_guess"(const uint32_t *words, int lanes, uint32_t tag)
-    void stamp_way "simvm_stamp"(uint32_t *words, int lanes, int64_t way, uint32_t now)
+    const uint32_t FIRST_ORDER "SIMVM_ORDER"
+    void fill_orders "simvm_fill_orders"()
+    void touch_4 "simvm_touch4"(uint32_t *words, int64_t way)
+    void demote_4 "simvm_demote4"(uint32_t *words, int way)
+    int64_t replace_4 "simvm_replace4"(uint32_t *words, uint32_t tag)
     int lanes_for "simvm_lanes"(int ways)
     int64_t replace_least "simvm_replace"(uint32_t *words, int lanes, uint32_t tag, uint32_t now)
 
@@ -91,7 +96,7 @@ cdef inline int assoc_init(Assoc *a, uint64_t entries, int ways, int policy,
     a.stride = <uint64_t>a.lanes * (4 + 2 * values)
     a.policy = policy
     a.set_mask = a.sets - 1 if a.sets & (a.sets - 1) == 0 else 0
-    a.simple = a.lanes == 4 and policy == LRU and (a.set_mask != 0 or a.sets == 1)
+    a.simple = ways == 4 and policy == LRU and (a.set_mask != 0 or a.sets == 1)
     a.random = 0x9E3779B97F4A7C15ULL
     a.tree = 1
     while a.tree < ways:
@@ -139,7 +144,10 @@ cdef inline uint32_t tag_of(uint64_t key) noexcept nogil:
 cdef inline void assoc_remove(Assoc *a, uint64_t s, int way) noexcept nogil:
     """Free one place."""
     tags_in(a, s)[way] = 0xFFFFFFFFU
-    stamps_in(a, s)[way] = 0
+    if a.simple:
+        demote_4(tags_in(a, s), way)
+    else:
+        stamps_in(a, s)[way] = 0
     keys_in(a, s)[way] = EMPTY
 
 
@@ -152,6 +160,8 @@ cdef inline void assoc_flush(Assoc *a) noexcept nogil:
         memset(keys_in(a, s), 0xFF, <size_t>a.lanes * 8)
         for i in range(a.lanes):
             stamps_in(a, s)[i] = 0 if i < a.ways else NEVER
+        if a.simple:
+            stamps_in(a, s)[0] = FIRST_ORDER
 
 
 cdef inline void plru_touch(Assoc *a, uint64_t s, int way) noexcept nogil:
@@ -186,6 +196,8 @@ cdef inline void assoc_renumber(Assoc *a) noexcept nogil:
     cdef uint32_t *stamp
     cdef uint32_t rank, last
     cdef int i, least
+    if a.simple:
+        return                      # it has no stamps
     for s in range(a.sets):
         stamp = stamps_in(a, s)
         last = 0
@@ -211,8 +223,10 @@ cdef inline uint64_t *assoc_find(Assoc *a, uint64_t s, uint64_t key, uint32_t no
     cdef int64_t i = find_way(words, a.lanes, tag_of(key), key)
     if i < 0:
         return NULL
-    if likely(a.policy == LRU):
-        stamp_way(words, a.lanes, i, now)
+    if likely(a.simple):
+        touch_4(words, i)
+    elif a.policy == LRU:
+        words[a.lanes + i] = now
     elif a.policy == PLRU:
         plru_touch(a, s, <int>i)
     return keys_in(a, s) + i
@@ -240,7 +254,9 @@ cdef inline uint64_t *assoc_insert(Assoc *a, uint64_t s, uint64_t key,
     """
     cdef uint64_t *keys = keys_in(a, s)
     cdef int64_t i
-    if likely(a.policy <= FIFO):
+    if likely(a.simple):
+        i = replace_4(tags_in(a, s), tag_of(key))
+    elif a.policy <= FIFO:
         i = replace_least(tags_in(a, s), a.lanes, tag_of(key), now)
     else:
         i = choose_way(a, s)

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, inlined_int, likely,
-                               prefetch, replace_least, tag_of)
+                               prefetch, replace_4, replace_least, tag_of, touch_4)
 from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
                              fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
@@ -190,17 +190,17 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
-cdef inline inlined_int enter(uint32_t *words, int lanes, uint32_t tag, uint64_t key,
+cdef inline inlined_int enter(uint32_t *words, int lanes, bint simple, uint32_t tag, uint64_t key,
                               uint32_t now) noexcept nogil:
     """Put an entry in a set of a TLB that is true LRU (as `assoc_insert` does)."""
-    cdef int64_t way = replace_least(words, lanes, tag, now)
+    cdef int64_t way = replace_4(words, tag) if simple else replace_least(words, lanes, tag, now)
     (<uint64_t *>(words + 2 * lanes))[way] = key
     return 0
 
 
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
-                         uint32_t *set_2, int lanes_2) noexcept nogil:
+                         bint simple_1, uint32_t *set_2, int lanes_2) noexcept nogil:
     """An access that no TLB has: a walk, and its entry in the sets where it was looked for."""
     cdef Mmu *m = v.mmu
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
@@ -220,18 +220,19 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     if not likely(key_of(s.tag, size, va >> ENTRY_SHIFT[size]) == key):
         fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
         return OTHER_SIZE
-    if lanes_1 == 4 and lanes_2 == 12:       # constants here
-        enter(set_2, 12, tag, key | flags, m.tick)
-        enter(set_1, 4, tag, key | flags, m.tick)
+    if simple_1 and lanes_2 == 12:           # constants here
+        enter(set_2, 12, False, tag, key | flags, m.tick)
+        enter(set_1, 4, True, tag, key | flags, m.tick)
     else:
-        enter(set_2, lanes_2, tag, key | flags, m.tick)
-        enter(set_1, lanes_1, tag, key | flags, m.tick)
+        enter(set_2, lanes_2, m.l2.arrays[size][0].simple, tag, key | flags, m.tick)
+        enter(set_1, lanes_1, simple_1, tag, key | flags, m.tick)
     return RUN_BUDGET
 
 
 cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
                                  int end, bint walks, int size, bint split, bint banked,
-                                 int l1_lanes, int l2_lanes) noexcept nogil:
+                                 int l1_lanes, int l2_lanes, bint simple_1,
+                                 bint simple_2) noexcept nogil:
     """Accesses up to `end`, until one misses (unless it `walks`) or has a dirty flag to set.
 
     For TLBs that hold pages of one size in true LRU, which is nearly always. It does what
@@ -271,7 +272,8 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
         tag = <uint32_t>page ^ mix
         if split:
             l1 = (m.l1_store if word & 1 else &m.l1_load).arrays[size][0]
-            words_1, mask_1, l1_lanes = l1.words, l1.set_mask, l1.lanes
+            words_1, mask_1 = l1.words, l1.set_mask
+            l1_lanes, simple_1 = l1.lanes, l1.simple
         set_1 = words_1 + (page & mask_1) * (<uint64_t>l1_lanes * 4)
         i = guess_way(set_1, l1_lanes, tag)
         if likely(i >= 0):
@@ -281,7 +283,10 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                 status = ONE_BY_ONE
                 break
             now += 1
-            set_1[l1_lanes + i] = now
+            if simple_1:
+                touch_4(set_1, i)
+            else:
+                set_1[l1_lanes + i] = now
         else:
             if banked:
                 words_2 = m.l2.arrays[size][(page & l2.sets) != 0].words
@@ -294,15 +299,18 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                     status = ONE_BY_ONE
                     break
                 now += 1
-                set_2[l2_lanes + i] = now
+                if simple_2:
+                    touch_4(set_2, i)
+                else:
+                    set_2[l2_lanes + i] = now
                 l2_hits += 1
                 time += penalty
-                enter(set_1, l1_lanes, tag, key, now)
+                enter(set_1, l1_lanes, simple_1, tag, key, now)
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
                 status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3, set_1,
-                                  l1_lanes, set_2, l2_lanes)
+                                  l1_lanes, simple_1, set_2, l2_lanes)
                 now, time = m.tick, x.time
                 if status != RUN_BUDGET:
                     if status != OTHER_SIZE:
@@ -335,13 +343,15 @@ cdef inline int run_plain(Vcpu *v, Space *s, Region *region, Stream *stream, Str
                           bint walks, int size) noexcept nogil:
     """`run_tlbs`, by the shape of the TLBs."""
     cdef Mmu *m = v.mmu
+    cdef const Assoc *l1 = m.l1_load.arrays[size][0]
+    cdef const Assoc *l2 = m.l2.arrays[size][0]
     cdef bint split = m.l1_store != &m.l1_load, banked = m.l2.banks[size] == 2
-    cdef int l1 = m.l1_load.arrays[size][0].lanes, l2 = m.l2.arrays[size][0].lanes
-    if size == 0 and not split and not banked and l1 == 4 and l2 == 12:
+    if size == 0 and l1.simple and l2.lanes == 12 and not split and not banked:
         if walks:
-            return run_tlbs(v, s, region, stream, x, end, True, 0, False, False, 4, 12)
-        return run_tlbs(v, s, region, stream, x, end, False, 0, False, False, 4, 12)
-    return run_tlbs(v, s, region, stream, x, end, True, size, split, banked, l1, l2)
+            return run_tlbs(v, s, region, stream, x, end, True, 0, False, False, 4, 12, True, False)
+        return run_tlbs(v, s, region, stream, x, end, False, 0, False, False, 4, 12, True, False)
+    return run_tlbs(v, s, region, stream, x, end, True, size, split, banked, l1.lanes, l2.lanes,
+                    l1.simple, l2.simple)
 
 
 cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,

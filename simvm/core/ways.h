@@ -161,43 +161,56 @@ SIMVM_INLINE int64_t simvm_least(const uint32_t *words, int lanes) {
 #endif
 }
 
-/* Let the stamp of a way be `now`; of four ways, in a whole vector (see simvm_replace). */
-SIMVM_INLINE void simvm_stamp(uint32_t *set, int lanes, int64_t way, uint32_t now) {
-#ifdef SIMVM_VECTORS
-    static const uint32_t lane[8] = {0, 0, 0, ~0u, 0, 0, 0, 0};
-    if (lanes == 4) {
-        __m128i *w = (__m128i *)(set + 4);
-        __m128i here = _mm_loadu_si128((const __m128i *)(lane + 3 - way));
-        _mm_store_si128(w, _mm_or_si128(_mm_andnot_si128(here, _mm_load_si128(w)),
-                                        _mm_and_si128(here, _mm_set1_epi32((int)now))));
-        return;
-    }
-#endif
-    set[lanes + way] = now;
+/* Four ways in true LRU need no stamps: the word after the tags is their order, two bits a way,
+ * the most recently used lowest. A victim is then known without a search. */
+#define SIMVM_ORDER 0x1Bu /* way 0 goes first */
+
+static uint8_t simvm_touched[256][4]; /* the order after each way is used */
+
+static void simvm_fill_orders(void) {
+    for (unsigned order = 0; order < 256; order++)
+        for (unsigned way = 0; way < 4; way++) {
+            unsigned after = way, place = 2;
+            for (unsigned at = 0; at < 8 && place < 8; at += 2)
+                if (((order >> at) & 3) != way) {
+                    after |= ((order >> at) & 3) << place;
+                    place += 2;
+                }
+            simvm_touched[order][way] = (uint8_t)after;
+        }
 }
 
-/* In a set, tags and then stamps, put `tag` with the stamp `now` where the stamp is least; the
- * way. Of four ways whole vectors are stored, since whole vectors will be loaded soon: a load
- * that overlaps a smaller store before it would wait for that. */
-SIMVM_INLINE int64_t simvm_replace(uint32_t *set, int lanes, uint32_t tag, uint32_t now) {
-    int64_t way;
+SIMVM_INLINE void simvm_touch4(uint32_t *set, int64_t way) {
+    set[4] = simvm_touched[set[4]][way];
+}
+
+/* Let a way be the next to go. */
+SIMVM_INLINE void simvm_demote4(uint32_t *set, int way) {
+    uint32_t order = simvm_touched[set[4]][way];
+    set[4] = order >> 2 | (uint32_t)way << 6;
+}
+
+/* Put `tag` in place of the least recently used of four; its way. The tags are stored as a
+ * whole vector, since as one they will be loaded soon: a load that overlaps a smaller store
+ * before it would wait for that. */
+SIMVM_INLINE int64_t simvm_replace4(uint32_t *set, uint32_t tag) {
+    uint32_t order = set[4], way = order >> 6;
+    set[4] = (order << 2 & 0xFF) | way;
 #ifdef SIMVM_VECTORS
-    if (lanes == 4) {
-        __m128i *w = (__m128i *)set;
-        __m128i tags = _mm_load_si128(w), stamps = _mm_load_si128(w + 1);
-        __m128i least = simvm_min(stamps, _mm_shuffle_epi32(stamps, 0x4E));
-        __m128i here = _mm_cmpeq_epi32(stamps, simvm_min(least, _mm_shuffle_epi32(least, 0xB1)));
-        int found = _mm_movemask_ps(_mm_castsi128_ps(here));
-        if (SIMVM_LIKELY((found & (found - 1)) == 0)) { /* else several places are free */
-            _mm_store_si128(w, _mm_or_si128(_mm_andnot_si128(here, tags),
-                                            _mm_and_si128(here, _mm_set1_epi32((int)tag))));
-            _mm_store_si128(w + 1, _mm_or_si128(_mm_andnot_si128(here, stamps),
-                                                _mm_and_si128(here, _mm_set1_epi32((int)now))));
-            return SIMVM_LOWEST(found);
-        }
-    }
+    static const uint32_t lane[8] = {0, 0, 0, ~0u, 0, 0, 0, 0};
+    __m128i *w = (__m128i *)set;
+    __m128i here = _mm_loadu_si128((const __m128i *)(lane + 3 - way));
+    _mm_store_si128(w, _mm_or_si128(_mm_andnot_si128(here, _mm_load_si128(w)),
+                                    _mm_and_si128(here, _mm_set1_epi32((int)tag))));
+#else
+    set[way] = tag;
 #endif
-    way = simvm_least(set + lanes, lanes);
+    return way;
+}
+
+/* In a set, tags and then stamps, put `tag` with the stamp `now` where the stamp is least. */
+SIMVM_INLINE int64_t simvm_replace(uint32_t *set, int lanes, uint32_t tag, uint32_t now) {
+    int64_t way = simvm_least(set + lanes, lanes);
     set[way] = tag;
     set[lanes + way] = now;
     return way;
