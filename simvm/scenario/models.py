@@ -171,7 +171,7 @@ class Phase(Model):
     cycles_per_access: f.Cycles = 20
     """Compute and data latency of an access when its translation is free."""
     walk_exposed: f.Share = 1.0
-    """Share of the walk cycles that out-of-order execution does not hide."""
+    """Share of the walk cycles that out-of-order execution does not hide; `walkers` bound it."""
     write_fraction: f.Share = 0.0
     think_time: f.Time = 0
     """Closed loop: a pause that belongs to each access."""
