@@ -303,8 +303,7 @@ def test_a_container_that_fills_its_table_with_regions_fails() -> None:
     guest = made.guests[0]
     guest.create()
     with pytest.raises(GuestKilled):
-        for number in range(300):
-            guest.allocate(f"p{number}", "heap", PAGE)
+        list(map(guest.allocate, map(str, range(300)), ["heap"] * 300, [PAGE] * 300))
     assert not guest.regions
     assert guest.failure == "no room for its regions in its page table"
 

@@ -363,23 +363,29 @@ class Guest:
         now = self.holdings()
         if now != self.noted:
             for name, size in now.items():
-                self.host.note(self.class_, name, size - self.noted[name])
-                self.peaks[name] = max(self.peaks[name], size)
+                change = size - self.noted[name]
+                if change:
+                    self.host.note(self.class_, name, change)
+                    self.peaks[name] = max(self.peaks[name], size)
             self.noted = now
 
     def holdings(self) -> dict[str, int]:
         """The gauges whose peaks are kept, in bytes."""
         if not self.alive:
             return dict.fromkeys(PEAKS, 0)
+        # Guest kernels write their own tables, so these are touched too.
+        inside, slat = self._guest_tables(), self.slat
+        tables = sum(table.table_pages for table in inside) * PAGE
+        deposits = sum(table.deposited_pages for table in inside) * PAGE
+        regions = sum(region.core.touched_bytes for region in self.regions.values())
         return {
             "backed_bytes": self.backed_bytes,
-            "touched_bytes": self.touched_bytes,
+            "touched_bytes": regions + self.booted_bytes + tables + deposits,
             "tables_bytes": (
-                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes
-                + self.guest_table_bytes
+                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes + tables
             ),
-            "deposited_tables_bytes": self.deposited_bytes,
-            "swapped_bytes": self.swapped_bytes,
+            "deposited_tables_bytes": slat.deposited_pages * PAGE + deposits,
+            "swapped_bytes": slat.swapped_pages * PAGE,
         }
 
     @property
@@ -436,28 +442,10 @@ class Guest:
         """Page tables inside the guest."""
         return sum(table.table_pages for table in self._guest_tables()) * PAGE
 
-    @property
-    def guest_deposit_bytes(self) -> int:
-        """Page tables that the guest keeps for splitting its own huge pages."""
-        return sum(table.deposited_pages for table in self._guest_tables()) * PAGE
-
-    @property
-    def deposited_bytes(self) -> int:
-        """Deposited page tables, the host's and the guest's."""
-        return self.slat.deposited_pages * PAGE + self.guest_deposit_bytes if self.alive else 0
-
     def _guest_tables(self) -> list[_core.PageTable]:
         if not self.alive:
             return []
         return [space.table for space in self.processes.values() if space.table is not None]
-
-    @property
-    def touched_bytes(self) -> int:
-        """4 KiB for each page accessed: regions, and what the kernel itself wrote."""
-        if not self.alive:
-            return 0
-        regions = sum(region.core.touched_bytes for region in self.regions.values())
-        return regions + self.booted_bytes + self.guest_table_bytes + self.guest_deposit_bytes
 
     @property
     def stranded_bytes(self) -> int:
