@@ -91,6 +91,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("walks", "walks", "Page walks that completed."),
     _count("walk_loads", "loads", "Page-table entries loaded by completed walks."),
     _count("walk_cycles", "cycles", "Cycles of completed walks, whether hidden or not."),
+    _count("walker_wait_cycles", "cycles", "Cycles that walks waited for a page walker, where part "
+           "of a walk is hidden."),
     _count("guest_faults", "faults", "Page faults served by the guest's kernel."),
     _count("page_table_writes", "entries", "Shadow paging: guest page-table entries written, each "
            "of which trapped."),

@@ -163,8 +163,11 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
 
 
 cdef inline uint64_t moment(const Vcpu *v, const Mmu *m, uint64_t time) noexcept nogil:
-    """When an access begins, for the walkers: where nothing is hidden, none is ever busy."""
-    return m.clock + (time >> 16) if v.exposed < EXPOSED else NOWHERE
+    """When an access begins, for the walkers.
+
+    Where nothing is hidden, none is ever busy; where all is, walks take no time to be busy in.
+    """
+    return m.clock + (time >> 16) if 0 < v.exposed < EXPOSED else NOWHERE
 
 
 cdef inline bint is_plain(const Tlb *t, int size, int banks) noexcept nogil:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MMU_COUNTERS = (
     "accesses", "l1_hits", "l2_hits", "tlb_misses", "walks", "walk_loads", "walk_cycles",
+    "walker_wait_cycles",
 )  # fmt: skip
 
 

@@ -1,0 +1,116 @@
+"""`simvm/core/ways.h`: what it does with vectors is what it does in plain C, on random sets."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).resolve().parents[1] / "simvm" / "core"
+FUNCTIONS = ("match", "find", "guess", "least", "stamp", "replace", "push16", "rotate16")
+ROUNDS = 2_000
+
+PROGRAM = r"""
+#include <stdio.h>
+#include "ways.h"
+
+static uint64_t state = 88172645463325252u;
+
+static uint32_t draw(uint32_t below) {
+    state ^= state << 13; state ^= state >> 7; state ^= state << 17;
+    return (uint32_t)((state >> 20) % below);
+}
+
+static void show(const char *name, int lanes, int64_t answer, const uint32_t *words, int n) {
+    printf("%s %d %d", name, lanes, (int)answer);
+    for (int i = 0; i < n; i++) printf(" %x", words[i]);
+    printf("\n");
+}
+
+/* Few values, so that tags collide and stamps tie; at times the largest there are. */
+static void draw_set(uint32_t *set, int lanes, uint32_t kinds, uint32_t stamps) {
+    for (int i = 0; i < lanes; i++) {
+        set[i] = draw(kinds) ? draw(kinds) : ~draw(kinds);
+        set[lanes + i] = draw(4) ? draw(stamps) : 0x7FFFFFFFu - draw(3);
+    }
+    for (int i = 0; i < lanes; i++)
+        ((uint64_t *)(set + 2 * lanes))[i] = (uint64_t)set[i] << 30 | draw(2) << 5 | draw(4);
+}
+
+int main(void) {
+    static const int lanes_of[] = {4, 8, 12, 16, 32, 48};
+    _Alignas(64) static uint32_t set[48 * 4], copy[48 * 4];
+    for (int round = 0; round < ROUNDS; round++) {
+        int lanes = lanes_of[draw(6)], stored = 4 * lanes;
+        draw_set(set, lanes, 2 + draw(3 * lanes), draw(2) ? 8 : 1 << 30);
+        uint32_t tag = draw(4) ? set[draw(lanes)] : draw(64), now = draw(1u << 31);
+        uint64_t key = (uint64_t)tag << 30 | draw(2) << 5 | draw(4);
+        int n = lanes > 16 ? 16 : lanes;
+        show("match", n, n == 4 ? simvm_match(set, tag, 4) : n == 8 ? simvm_match(set, tag, 8)
+             : n == 12 ? simvm_match(set, tag, 12) : simvm_match(set, tag, 16), set, 0);
+        show("find", lanes, simvm_find(set, lanes, tag, key), set, 0);
+        show("guess", lanes, simvm_guess(set, lanes, tag), set, 0);
+        show("least", lanes, simvm_least(set + lanes, lanes), set, 0);
+        memcpy(copy, set, sizeof set);
+        simvm_stamp(copy, lanes, draw(lanes), now);
+        show("stamp", lanes, 0, copy, stored);
+        memcpy(copy, set, sizeof set);
+        int64_t way = simvm_replace(copy, lanes, tag, now);
+        show("replace", lanes, way, copy, stored);
+        memcpy(copy, set, sizeof set);
+        simvm_push16(copy, tag);
+        show("push16", 16, 0, copy, 48);
+        memcpy(copy, set, sizeof set);
+        int i = draw(16);
+        simvm_rotate16(copy, i, copy[i]);
+        show("rotate16", i, 0, copy, 48);
+    }
+#ifdef SIMVM_VECTORS
+    fprintf(stderr, "vectors\n");
+#endif
+    return 0;
+}
+"""
+
+
+def answers(directory: Path, *flags: str) -> tuple[list[str], str]:
+    """What the program prints, compiled with those flags: answers, and the path taken."""
+    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no compiler {compiler[0]}")
+    source, binary = directory / "ways.c", directory / f"ways{len(flags)}"
+    source.write_text(PROGRAM)
+    subprocess.run(
+        [*compiler, "-std=gnu11", "-O1", f"-DROUNDS={ROUNDS}", f"-I{CORE}", *flags,
+         str(source), "-o", str(binary)], check=True,
+    )  # fmt: skip
+    done = subprocess.run([str(binary)], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines(), done.stderr.strip()
+
+
+def test_with_vectors_and_without_the_answers_are_the_same(tmp_path: Path) -> None:
+    plain, path = answers(tmp_path, "-DSIMVM_PORTABLE")
+    assert path == ""
+    vectors, path = answers(tmp_path)
+    if path != "vectors":
+        pytest.skip("this machine has no SSE2: one path alone")
+    assert Counter(line.split()[0] for line in plain) == dict.fromkeys(FUNCTIONS, ROUNDS)
+    different = [pair for pair in zip(plain, vectors, strict=True) if pair[0] != pair[1]]
+    assert different == []
+
+
+def test_the_sets_have_hits_and_misses_wherever_they_can_be(tmp_path: Path) -> None:
+    """Else the comparison would say little."""
+    lines = [line.split()[:3] for line in answers(tmp_path, "-DSIMVM_PORTABLE")[0]]
+    for lanes in (4, 8, 12, 16, 32, 48):
+        for name in ("find", "guess"):
+            assert {int(way) for of, n, way in lines if (of, n) == (name, str(lanes))} >= {
+                -1, 0, lanes // 2
+            }  # fmt: skip
+        least = {int(way) for of, n, way in lines if (of, n) == ("replace", str(lanes))}
+        assert least >= {0, 1, lanes // 2}
