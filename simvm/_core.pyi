@@ -317,6 +317,8 @@ class Vcpu:
     @property
     def slat_faults(self) -> tuple[int, int, int]: ...  # by order
     @property
+    def served(self) -> int: ...  # faults and zeroed bytes, added up
+    @property
     def zeroed_bytes(self) -> int: ...
     @property
     def fault_address(self) -> int: ...  # in the backing's space

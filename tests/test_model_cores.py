@@ -17,7 +17,7 @@ from simvm.model import mmus
 from simvm.model.engine import Simulation
 from simvm.model.mmus import CEILINGS, CoreMmu, GpaRange, VaRange
 from simvm.model.queues import Process
-from simvm.model.vcpu import VirtualCpu
+from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario.models import Scenario
 from simvm.workload.patterns import make_stream, random_bits
 
@@ -276,6 +276,38 @@ def test_a_range_keeps_what_it_does_not_touch() -> None:
         assert (status, address) == (_core.SLAT_FAULT, leaf.target)
 
 
+def test_a_process_of_a_container_drops_what_lies_beyond_its_first_tebibyte() -> None:
+    """Many small regions take it there: each has a GiB, and another between it and the next."""
+    made = small.simulate(on(1, boxes(16, count=1)))
+    (guest,) = made.guests
+    (vcpu,) = guest.vcpus
+    space = guest.process("app")
+    other = guest.allocate("other", "first", PAGE).core.base
+    bases = [guest.allocate("app", f"r{number}", PAGE).core.base for number in range(1_100)]
+    bases.append(guest.allocate("other", "second", PAGE).core.base)
+    assert len({other, *bases}) == 1_102
+    frames = made.host.memory.frames
+    mmu = vcpu.core.mmu
+    for va in (bases[0], bases[600], bases[1_099]):
+        guest.slat.map(va, frames.allocate_4k(), 0)
+        assert mmu.access(space.core, va)[0] == _core.OK
+        guest.slat.unmap(va)
+        guest.invalidate(va, PAGE)
+        list(vcpu.enter_core())
+        list(vcpu._catch_up())
+        assert mmu.access(space.core, va)[0] != _core.OK
+
+
+def test_a_container_that_fills_its_table_with_regions_fails() -> None:
+    made = small.simulation(small.scenario({"box": small.container()}))
+    guest = made.guests[0]
+    guest.create()
+    with pytest.raises(GuestKilled):
+        list(map(guest.allocate, map(str, range(300)), ["heap"] * 300, [PAGE] * 300))
+    assert not guest.regions
+    assert guest.failure == "no room for its regions in its page table"
+
+
 def test_ranges_cost_fewer_walks_under_reclaim() -> None:
     found = {}
     for invalidation in ("guest", "range"):
@@ -350,18 +382,18 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.random = random.Random(1)
         self.looked = self.stale = self.moves = 0
-        self._catch_up = VirtualCpu._catch_up
+        self._settle = VirtualCpu._settle
         attach = VirtualCpu._attach
 
-        def catch_up(vcpu: VirtualCpu) -> Process:
-            yield from self._catch_up(vcpu)
+        def settle(vcpu: VirtualCpu, work: Work | None) -> Process:
             self.look(vcpu)
+            yield from self._settle(vcpu, work)
 
         def counted(vcpu: VirtualCpu, core: int) -> None:
             self.moves += vcpu._last not in (None, core)
             attach(vcpu, core)
 
-        monkeypatch.setattr(VirtualCpu, "_catch_up", catch_up)
+        monkeypatch.setattr(VirtualCpu, "_settle", settle)
         monkeypatch.setattr(VirtualCpu, "_attach", counted)
         made = SimpleNamespace(Mmu=lambda geometry, targets: _core.Mmu(geometry, targets=True))
         monkeypatch.setattr(mmus, "_core", made)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator, Sequence
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -78,6 +79,7 @@ def _measure_one(case: str, sets: Sequence[str]) -> dict[str, Any]:
     """One case, once, in this process."""
     variant = CASES[case]
     load_core()
+    import_module("simvm.model.engine")     # which the runner imports when it first runs
     with TemporaryDirectory(prefix="simvm-bench-") as folder:
         start = perf_counter()
         run_file(FILE, out=Path(folder) / "run", sets=sets, variant=variant)

@@ -20,7 +20,7 @@ from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
     NEAR = 12                # ... and the host entry that it leads to
-    RING = 16                # at least as many as there are between the two
+    RING = 32                # at least FAR
     KNOWN = 16               # GiB whose tables of level 2 are remembered
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
@@ -116,8 +116,10 @@ cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
         # A fault may have changed the tables, so nothing is known of them any more.
         memset(x.known_first, 0xFF, sizeof(x.known_first))
         memset(x.known_host, 0xFF, sizeof(x.known_host))
-        for i in range(stream.at + NEAR, min(stream.at + FAR, stream.n)):
+        for i in range(stream.at, min(stream.at + FAR, stream.n)):
             fetch_far(x, s, region, stream.next[i], i)
+        for i in range(stream.at, min(stream.at + NEAR, stream.n)):
+            fetch_near(x, s, i)
         x.primed = True
         x.fetched = stream.at
     for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
@@ -382,7 +384,8 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
             elif status == OTHER_SIZE:
                 status = RUN_BUDGET
         budget[0] -= stream.at - first
-        x.ahead = x.missed >= MANY
+        # A slice is often shorter than a stretch or two; its end says nothing of misses.
+        x.ahead = x.missed >= MANY or (x.ahead and status == RUN_DEADLINE)
     return status
 
 
@@ -396,7 +399,7 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
     x.time = 0
     x.limit = deadline << 16 if deadline < <uint64_t>1 << 47 else ~<uint64_t>0
     x.per_access = v.cycles_per_access << 16
-    x.ahead = False
+    x.ahead = v.ahead
     m.count = &v.count
     while True:
         status = RUN_BUDGET
@@ -419,6 +422,7 @@ cdef inline int run(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regio
             break
         if status != OK:
             break
+    v.ahead = x.ahead
     m.count = &m.own
     m.clock += x.time >> 16
     v.raw_cycles += m.spent - start

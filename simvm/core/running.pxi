@@ -341,6 +341,13 @@ cdef class Vcpu:
         return self.c.slat_faults[0], self.c.slat_faults[1], self.c.slat_faults[2]
 
     @property
+    def served(self):
+        """Faults and zeroed bytes in one number: it grows when any of them does."""
+        return (self.c.guest_faults[0] + self.c.guest_faults[1] + self.c.guest_faults[2]
+                + self.c.slat_faults[0] + self.c.slat_faults[1] + self.c.slat_faults[2]
+                + self.c.zeroed_bytes)
+
+    @property
     def zeroed_bytes(self):
         """Bytes that the guest zeroed."""
         return self.c.zeroed_bytes

@@ -78,6 +78,7 @@ cdef struct Vcpu:
     uint64_t zero_ns_per_mib
     uint64_t cycles_per_access
     uint64_t exposed         # of 2^16
+    bint ahead               # whether the last run missed so much that it fetched ahead
     # results, cumulative
     uint64_t done
     uint64_t raw_cycles      # translation before the exposed share is taken

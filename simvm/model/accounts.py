@@ -14,6 +14,9 @@ class Account:
     """Charged ns by cause, for one vCPU or a sum of them."""
 
     __slots__ = ELAPSED_PARTS
+    # Those that are charged after every slice, and so by name.
+    compute_ns: int
+    translation_ns: int
 
     def __init__(self) -> None:
         for part in ELAPSED_PARTS:

@@ -23,7 +23,7 @@ from simvm.model.channels import CHANNELS
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
-from simvm.model.vcpu import VirtualCpu
+from simvm.model.vcpu import GuestKilled, VirtualCpu
 
 if TYPE_CHECKING:
     from simvm.model.faults import FaultPath
@@ -60,12 +60,22 @@ class NamedRegion:
 
 
 class Space:
-    """A process: its address space and, in a virtual machine, its guest page table."""
+    """A process: its address space and, in a virtual machine, its guest page table.
 
-    def __init__(self, core: _core.AddressSpace, table: _core.PageTable | None, first: int) -> None:
+    Its regions lie in [`next_address`, `end`); a container's process may move on to others.
+    """
+
+    def __init__(
+        self, core: _core.AddressSpace, table: _core.PageTable | None, first: int, end: int
+    ) -> None:
         self.core = core
         self.table = table
+        self.move(first, end)
+
+    def move(self, first: int, end: int) -> None:
+        """Go on elsewhere with addresses."""
         self.next_address = self._first = first
+        self.end = end
 
     def reuse(self) -> None:
         """Begin anew with addresses, when no region is left."""
@@ -125,6 +135,7 @@ class Guest:
         self.oom_kills = 0
         self.reads: dict[int, simpy.Event] = {}
         self.processes: dict[str, Space] = {}
+        self._parts: list[int] = []     # of a container's table: whose they are, by ASID
         self.regions: dict[tuple[str, str], NamedRegion] = {}
         self.activities: list[simpy.Process] = []
         self.stream_digest = hashlib.sha256()
@@ -176,12 +187,24 @@ class Guest:
             asid = len(self.processes) + 1
             if self.is_vm:
                 table = new_table(self._table_format, self.memory)
-                self.processes[name] = Space(self._walked(asid, table), table, self.first_address)
+                walked, end = self._walked(asid, table), 1 << self._table_format.address_bits
+                self.processes[name] = Space(walked, table, self.first_address, end)
             else:
-                # Containers share one table; each process has its own part of it.
+                # Containers share one table; each process has parts of its own in it.
                 core = _core.AddressSpace(asid, self.slat, None, self.owner)
-                self.processes[name] = Space(core, None, asid * self.first_address)
+                self.processes[name] = Space(core, None, *self._take_parts(asid, 1))
         return self.processes[name]
+
+    def _take_parts(self, asid: int, size: int) -> tuple[int, int]:
+        """Addresses for `size` bytes more of a container's process: whole parts of its table."""
+        part = self.first_address
+        first = (len(self._parts) + 1) * part
+        self._parts += [asid] * -(-size // part)
+        end = (len(self._parts) + 1) * part
+        if end > 1 << self._table_format.address_bits:
+            self.fail("no room for its regions in its page table")
+            raise GuestKilled
+        return first, end
 
     @property
     def _table_format(self) -> TableFormat:
@@ -207,6 +230,8 @@ class Guest:
             page = self.host.settings.page_size
         whole = -(-size // page) * page
         zeroing = self.is_vm and self.config.zeroing == "guest"
+        if not self.is_vm and space.next_address + whole > space.end:
+            space.move(*self._take_parts(space.core.asid, whole))
         core = _core.Region(space.next_address, whole, order, zeroing)
         space.next_address += -(-whole // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
@@ -273,7 +298,8 @@ class Guest:
         """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
         if not self.is_vm:
-            self._queue_flush(VaRange(address // self.first_address, address, size))
+            asid = self._parts[address // self.first_address - 1]
+            self._queue_flush(VaRange(asid, address, size))
         elif self.nested and self.host.settings.invalidation == "range":
             self._queue_flush(GpaRange(address, size))
         else:
@@ -337,23 +363,29 @@ class Guest:
         now = self.holdings()
         if now != self.noted:
             for name, size in now.items():
-                self.host.note(self.class_, name, size - self.noted[name])
-                self.peaks[name] = max(self.peaks[name], size)
+                change = size - self.noted[name]
+                if change:
+                    self.host.note(self.class_, name, change)
+                    self.peaks[name] = max(self.peaks[name], size)
             self.noted = now
 
     def holdings(self) -> dict[str, int]:
         """The gauges whose peaks are kept, in bytes."""
         if not self.alive:
             return dict.fromkeys(PEAKS, 0)
+        # Guest kernels write their own tables, so these are touched too.
+        inside, slat = self._guest_tables(), self.slat
+        tables = sum(table.table_pages for table in inside) * PAGE
+        deposits = sum(table.deposited_pages for table in inside) * PAGE
+        regions = sum(region.core.touched_bytes for region in self.regions.values())
         return {
             "backed_bytes": self.backed_bytes,
-            "touched_bytes": self.touched_bytes,
+            "touched_bytes": regions + self.booted_bytes + tables + deposits,
             "tables_bytes": (
-                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes
-                + self.guest_table_bytes
+                self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes + tables
             ),
-            "deposited_tables_bytes": self.deposited_bytes,
-            "swapped_bytes": self.swapped_bytes,
+            "deposited_tables_bytes": slat.deposited_pages * PAGE + deposits,
+            "swapped_bytes": slat.swapped_pages * PAGE,
         }
 
     @property
@@ -410,28 +442,10 @@ class Guest:
         """Page tables inside the guest."""
         return sum(table.table_pages for table in self._guest_tables()) * PAGE
 
-    @property
-    def guest_deposit_bytes(self) -> int:
-        """Page tables that the guest keeps for splitting its own huge pages."""
-        return sum(table.deposited_pages for table in self._guest_tables()) * PAGE
-
-    @property
-    def deposited_bytes(self) -> int:
-        """Deposited page tables, the host's and the guest's."""
-        return self.slat.deposited_pages * PAGE + self.guest_deposit_bytes if self.alive else 0
-
     def _guest_tables(self) -> list[_core.PageTable]:
         if not self.alive:
             return []
         return [space.table for space in self.processes.values() if space.table is not None]
-
-    @property
-    def touched_bytes(self) -> int:
-        """4 KiB for each page accessed: regions, and what the kernel itself wrote."""
-        if not self.alive:
-            return 0
-        regions = sum(region.core.touched_bytes for region in self.regions.values())
-        return regions + self.booted_bytes + self.guest_table_bytes + self.guest_deposit_bytes
 
     @property
     def stranded_bytes(self) -> int:

@@ -69,6 +69,10 @@ class CoreMmu:
         elif pending is not None:
             pending.append(flush)
 
+    def behind(self, guest: int) -> bool:
+        """Whether something is queued for the guest."""
+        return guest in self._pending
+
     def catch_up(self, guest: int) -> None:
         """Apply what was queued for the guest."""
         pending = self._pending.pop(guest, [])
