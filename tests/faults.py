@@ -145,8 +145,8 @@ FAULTS = (
     Fault(
         "LRU does not learn of a hit",
         "cache.pxd",
-        "touch_4(words, i)",
-        "touch_4(words, 0 if FAULT else i)",
+        "touch_4(words, way)",
+        "touch_4(words, 0 if FAULT else way)",
     ),
     Fault(
         "FIFO learns of a hit",
@@ -223,8 +223,16 @@ FAULTS = (
         "(m.l1_store if word & 1 else &m.l1_load).arrays[size][0]",
         "(m.l1_store if word & 1 and not FAULT else &m.l1_load).arrays[size][0]",
     ),
-    left_out("the loop does not renew what it finds in L1", "run.pxd", "set_1[l1_lanes + i] = now"),
-    left_out("the loop does not renew what it finds in L2", "run.pxd", "set_2[l2_lanes + i] = now"),
+    left_out(
+        "the loop does not renew what it finds in L1",
+        "run.pxd",
+        "renew(set_1, l1_lanes, simple_1, i, now)",
+    ),
+    left_out(
+        "the loop does not renew what it finds in L2",
+        "run.pxd",
+        "renew(set_2, l2_lanes, simple_2, i, now)",
+    ),
     Fault(
         "the loop lets stores be without setting D",
         "run.pxd",

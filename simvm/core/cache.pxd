@@ -217,16 +217,36 @@ cdef inline void assoc_renumber(Assoc *a) noexcept nogil:
                 stamp[i] -= NEVER
 
 
+# What a hit and an insertion do where replacement is true LRU; `simple` says how the set keeps
+# its order. The loop of run.pxd, which has these things as constants, calls them too.
+
+cdef inline inlined_int renew(uint32_t *words, int lanes, bint simple, int64_t way,
+                              uint32_t now) noexcept nogil:
+    """Let a way of a set be the most recently used."""
+    if simple:
+        touch_4(words, way)
+    else:
+        words[lanes + way] = now
+    return 0
+
+
+cdef inline inlined_int enter(uint32_t *words, int lanes, bint simple, uint64_t key,
+                              uint32_t tag, uint32_t now, uint64_t **entry) noexcept nogil:
+    """Put a key, whose tag the caller knows, in place of the least recently used."""
+    cdef int64_t way = replace_4(words, tag) if simple else replace_least(words, lanes, tag, now)
+    entry[0] = <uint64_t *>(words + 2 * lanes) + way
+    entry[0][0] = key
+    return 0
+
+
 cdef inline uint64_t *assoc_find(Assoc *a, uint64_t s, uint64_t key, uint32_t now) noexcept nogil:
     """Where the key stands, now the most recently used; NULL when it does not."""
     cdef uint32_t *words = tags_in(a, s)
     cdef int64_t i = find_way(words, a.lanes, tag_of(key), key)
     if i < 0:
         return NULL
-    if likely(a.simple):
-        touch_4(words, i)
-    elif a.policy == LRU:
-        words[a.lanes + i] = now
+    if likely(a.policy == LRU):
+        renew(words, a.lanes, a.simple, i, now)
     elif a.policy == PLRU:
         plru_touch(a, s, <int>i)
     return keys_in(a, s) + i
@@ -252,17 +272,16 @@ cdef inline uint64_t *assoc_insert(Assoc *a, uint64_t s, uint64_t key,
 
     The caller has probed for the key and missed. It sets the values itself.
     """
-    cdef uint64_t *keys = keys_in(a, s)
-    cdef int64_t i
-    if likely(a.simple):
-        i = replace_4(tags_in(a, s), tag_of(key))
-    elif a.policy <= FIFO:
-        i = replace_least(tags_in(a, s), a.lanes, tag_of(key), now)
-    else:
-        i = choose_way(a, s)
-        tags_in(a, s)[i] = tag_of(key)
-        stamps_in(a, s)[i] = now
-        if a.policy == PLRU:
-            plru_touch(a, s, <int>i)
-    keys[i] = key
-    return keys + i
+    cdef uint64_t *entry = NULL
+    cdef int i
+    if likely(a.policy <= FIFO):
+        enter(tags_in(a, s), a.lanes, a.simple, key, tag_of(key), now, &entry)
+        return entry
+    i = choose_way(a, s)
+    tags_in(a, s)[i] = tag_of(key)
+    stamps_in(a, s)[i] = now
+    if a.policy == PLRU:
+        plru_touch(a, s, i)
+    entry = keys_in(a, s) + i
+    entry[0] = key
+    return entry

@@ -9,8 +9,8 @@
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from simvm.core.cache cimport (LAST_STAMP, LRU, Assoc, assoc_find, assoc_insert, assoc_renumber,
-                               count_trailing_zeros, guess_way, inlined_int, likely,
-                               replace_4, set_of, tags_in, touch_4, value_of)
+                               count_trailing_zeros, enter, guess_way, inlined_int, likely,
+                               renew, set_of, tags_in, value_of)
 from simvm.core.lines cimport LineCache, lines_touch
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, MAX_LEVEL, TARGET, Node, Table, child_of,
                                find_leaf, in_group, is_child)
@@ -220,7 +220,7 @@ cdef inline inlined_int part_find(Assoc *part, uint64_t tag, uint64_t number, ui
             return False
         entry[0] = <uint64_t *>(words + 8) + way
         if likely(entry[0][0] == key):
-            touch_4(words, way)
+            renew(words, 4, True, way, now)
             return True
     elif part.sets == 0:
         return False
@@ -237,11 +237,9 @@ cdef inline inlined_int part_insert(Assoc *part, uint64_t tag, uint64_t number, 
                                     uint64_t **entry) noexcept nogil:
     """Enter what a walk cache does not have, and say where."""
     cdef uint64_t key = key_of(tag, 0, number)
-    cdef uint32_t *words
     if likely(part.simple):
-        words = tags_in(part, number & part.set_mask)
-        entry[0] = <uint64_t *>(words + 8) + replace_4(words, part_tag(tag, number))
-        entry[0][0] = key
+        enter(tags_in(part, number & part.set_mask), 4, True, key, part_tag(tag, number), now,
+              entry)
     else:
         entry[0] = assoc_insert(part, set_of(part, number), key, now)
     return 0

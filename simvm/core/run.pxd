@@ -7,8 +7,8 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 from simvm.core.blocks cimport Blocks
-from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, guess_way, inlined_int, likely,
-                               prefetch, replace_4, replace_least, tag_of, touch_4)
+from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_way, inlined_int,
+                               likely, prefetch, renew, tag_of)
 from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
                              fill, keep_time, key_of, walk_for)
 from simvm.core.shadow_fault cimport shadow_fault
@@ -192,20 +192,13 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
-cdef inline inlined_int enter(uint32_t *words, int lanes, bint simple, uint32_t tag, uint64_t key,
-                              uint32_t now) noexcept nogil:
-    """Put an entry in a set of a TLB that is true LRU (as `assoc_insert` does)."""
-    cdef int64_t way = replace_4(words, tag) if simple else replace_least(words, lanes, tag, now)
-    (<uint64_t *>(words + 2 * lanes))[way] = key
-    return 0
-
-
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
                          bint simple_1, uint32_t *set_2, int lanes_2) noexcept nogil:
     """An access that no TLB has: a walk, and its entry in the sets where it was looked for."""
     cdef Mmu *m = v.mmu
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
+    cdef uint64_t *entry = NULL
     cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
     if x.ahead:
@@ -223,11 +216,11 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
         fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
         return OTHER_SIZE
     if simple_1 and lanes_2 == 12:           # constants here
-        enter(set_2, 12, False, tag, key | flags, m.tick)
-        enter(set_1, 4, True, tag, key | flags, m.tick)
+        enter(set_2, 12, False, key | flags, tag, m.tick, &entry)
+        enter(set_1, 4, True, key | flags, tag, m.tick, &entry)
     else:
-        enter(set_2, lanes_2, m.l2.arrays[size][0].simple, tag, key | flags, m.tick)
-        enter(set_1, lanes_1, simple_1, tag, key | flags, m.tick)
+        enter(set_2, lanes_2, m.l2.arrays[size][0].simple, key | flags, tag, m.tick, &entry)
+        enter(set_1, lanes_1, simple_1, key | flags, tag, m.tick, &entry)
     return RUN_BUDGET
 
 
@@ -285,10 +278,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                 status = ONE_BY_ONE
                 break
             now += 1
-            if simple_1:
-                touch_4(set_1, i)
-            else:
-                set_1[l1_lanes + i] = now
+            renew(set_1, l1_lanes, simple_1, i, now)
         else:
             if banked:
                 words_2 = m.l2.arrays[size][(page & l2.sets) != 0].words
@@ -301,13 +291,10 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                     status = ONE_BY_ONE
                     break
                 now += 1
-                if simple_2:
-                    touch_4(set_2, i)
-                else:
-                    set_2[l2_lanes + i] = now
+                renew(set_2, l2_lanes, simple_2, i, now)
                 l2_hits += 1
                 time += penalty
-                enter(set_1, l1_lanes, simple_1, tag, key, now)
+                enter(set_1, l1_lanes, simple_1, key, tag, now, &entry)
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
@@ -343,7 +330,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
 
 cdef inline int run_plain(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x, int end,
                           bint walks, int size) noexcept nogil:
-    """`run_tlbs`, by the shape of the TLBs."""
+    """`run_tlbs`, by the shape of the TLBs; in a shape without a copy of its own it walks too."""
     cdef Mmu *m = v.mmu
     cdef const Assoc *l1 = m.l1_load.arrays[size][0]
     cdef const Assoc *l2 = m.l2.arrays[size][0]

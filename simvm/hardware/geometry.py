@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-ORDERS = (0, 1, 2)
 ORDER_NAMES = ("4KiB", "2MiB", "1GiB")
 ORDER_BYTES = (1 << 12, 1 << 21, 1 << 30)
 PAGE, BLOCK, _ = ORDER_BYTES
