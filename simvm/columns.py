@@ -128,6 +128,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("core_wait_ns", "Ready to run, waiting for a host core."),
     _time("direct_reclaim_ns", "The part of fault_service_ns spent on reclaim."),
     _time("fault_stall_ns", "Stalled by SLAT faults: wait, service and swap-in together."),
+    _time("kernel_thread_ns", "Host CPU time of threads beside the vCPUs: the guest's kernel's and "
+          "its VMM's."),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
     _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),
     _count("folios_reclaimed", "folios", "Folios that reclaim freed.", _HOST_ONLY),

@@ -24,6 +24,7 @@ from simvm.model.clock import Clock
 from simvm.model.faults import make_fault_path
 from simvm.model.guest import Guest
 from simvm.model.host import Host
+from simvm.model.kernel_threads import until_killed
 from simvm.model.queues import Process
 from simvm.model.sampling import Sampler
 from simvm.model.summary import Summary
@@ -131,6 +132,8 @@ class Simulation:
         yield boot
         guest.activities.remove(boot)
         if guest.alive:
+            beside = self.env.process(until_killed(guest.channel.serve(guest)))
+            guest.activities.append(beside)
             tasks = [self.env.process(task.run()) for task in self.tasks[guest.owner]]
             guest.activities += tasks
             yield self.env.all_of(tasks)

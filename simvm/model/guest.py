@@ -125,6 +125,7 @@ class Guest:
         self.fault_retries = 0
         self.shootdowns = 0
         self.hint_calls = 0
+        self.kernel_thread_ns = 0
         self.host_splits = 0
         self.swap_outs = 0
         self.swap_ins = 0

@@ -55,6 +55,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "host_splits": guest.host_splits,
         "shootdowns": guest.shootdowns,
         "hint_calls": guest.hint_calls,
+        "kernel_thread_ns": guest.kernel_thread_ns,
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),

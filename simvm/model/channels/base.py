@@ -1,0 +1,30 @@
+"""What a channel is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from simvm.model.queues import Process
+
+if TYPE_CHECKING:
+    from simvm.model.guest import Guest
+    from simvm.model.vcpu import VirtualCpu
+
+
+class Channel(Protocol):
+    """What a guest's kernel does with memory that it has named or freed."""
+
+    def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
+        """A region was made and has a name."""
+        ...
+
+    def freed(
+        self, vcpu: VirtualCpu, guest: Guest, extents: Sequence[tuple[int, int]]
+    ) -> Process:
+        """Guest-physical (start, length) extents are free in the guest."""
+        ...
+
+    def serve(self, guest: Guest) -> Process:
+        """What goes on beside the vCPUs from the end of the boot to the guest's end."""
+        ...

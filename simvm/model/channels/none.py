@@ -1,0 +1,27 @@
+"""No channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from simvm.model.queues import Process
+
+if TYPE_CHECKING:
+    from simvm.model.guest import Guest
+    from simvm.model.vcpu import VirtualCpu
+
+
+class NoChannel:
+    """The host learns nothing: what the guest frees stays backed. Others build on it."""
+
+    def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
+        yield from ()
+
+    def freed(
+        self, vcpu: VirtualCpu, guest: Guest, extents: Sequence[tuple[int, int]]
+    ) -> Process:
+        yield from ()
+
+    def serve(self, guest: Guest) -> Process:
+        yield from ()
