@@ -17,6 +17,7 @@ from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from numpy.random cimport bitgen_t
 
+cimport simvm.core.access as access
 cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
 cimport simvm.core.flush as flush
@@ -29,6 +30,7 @@ cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
 cimport simvm.core.vcpu as vcpu
+cimport simvm.core.walk as walk
 
 from collections import namedtuple
 
@@ -395,6 +397,7 @@ cdef class AddressSpace:
         self.c.guest_tag = tag_of(vpid, -1)
         self.c.host = &host.c
         self.c.guest = NULL if guest is None else &guest.c
+        self.c.quick = walk.quick_space(&self.c)
 
 
 cdef class Mmu:
@@ -417,9 +420,11 @@ cdef class Mmu:
         self.c.walkers = geometry.walkers
         self.c.l2_penalty = geometry.l2_penalty
         self.c.walk_cache_latency = geometry.walk_cache_latency
-        self.c.l2_latency = geometry.cache_l2.latency
-        self.c.llc_latency = geometry.cache_llc.latency
-        self.c.dram_latency = geometry.dram_latency
+        self.c.loads.l2_latency = geometry.cache_l2.latency
+        self.c.loads.llc_latency = geometry.cache_llc.latency
+        self.c.loads.dram_latency = geometry.dram_latency
+        self.c.loads.slowest = max(geometry.cache_l2.latency, geometry.cache_llc.latency,
+                                   geometry.dram_latency)
         set_up_tlb(&self.c, &self.c.l1_load, geometry.l1_load)
         if geometry.l1_store is None:
             self.c.l1_store = &self.c.l1_load
@@ -435,8 +440,9 @@ cdef class Mmu:
         for part in (*geometry.guest_walk_cache, *geometry.host_walk_cache, geometry.nested_tlb,
                      *geometry.l1_load, *(geometry.l1_store or ()), *geometry.l2):
             self.c.most_ways = max(self.c.most_ways, part.ways)
-        set_up_lines(&self.c.lines_l2, geometry.cache_l2)
-        set_up_lines(&self.c.lines_llc, geometry.cache_llc)
+        set_up_lines(&self.c.loads.l2, geometry.cache_l2)
+        set_up_lines(&self.c.loads.llc, geometry.cache_llc)
+        self.c.quick = walk.quick_mmu(&self.c)
 
     def __dealloc__(self):
         cdef int i
@@ -448,9 +454,9 @@ cdef class Mmu:
             cache.assoc_free(&self.c.guest_cache[i])
             cache.assoc_free(&self.c.host_cache[i])
         cache.assoc_free(&self.c.nested_tlb)
-        lines.lines_free(&self.c.lines_l2)
-        lines.lines_free(&self.c.lines_llc)
-        free(self.c.trace)
+        lines.lines_free(&self.c.loads.l2)
+        lines.lines_free(&self.c.loads.llc)
+        free(self.c.loads.trace)
 
     def access(self, AddressSpace space, uint64_t va, bint write=False, now=None):
         """One access: (OK, 0), or (GUEST_FAULT | SLAT_FAULT, the page that is missing).
@@ -476,16 +482,16 @@ cdef class Mmu:
         if va >= table.reach_of(t):
             raise ValueError(f"{va:#x} is beyond the address space")
         mmu.keep_time(&self.c)
-        return mmu.access(&self.c, &space.c, va, write, at)
+        return access.access(&self.c, &space.c, va, write, at)
 
     @property
     def reach(self):
         """Host memory (bytes) that the data caches tell apart: their tags have 32 bits."""
         cdef uint64_t sets = 1 << 20
-        if self.c.lines_l2.tags != NULL:
-            sets = min(sets, self.c.lines_l2.sets)
-        if self.c.lines_llc.tags != NULL:
-            sets = min(sets, self.c.lines_llc.sets)
+        if self.c.loads.l2.tags != NULL:
+            sets = min(sets, self.c.loads.l2.sets)
+        if self.c.loads.llc.tags != NULL:
+            sets = min(sets, self.c.loads.llc.sets)
         return ((<uint64_t>1 << 32) - 1) * sets * 64
 
     def counters(self):
@@ -516,14 +522,14 @@ cdef class Mmu:
 
     def record_loads(self, int room=4096):
         """From now on keep the hPA of up to `room` walk loads, for `recorded_loads`."""
-        cdef uint64_t *more = <uint64_t *>realloc(self.c.trace, room * 8)
+        cdef uint64_t *more = <uint64_t *>realloc(self.c.loads.trace, room * 8)
         if more == NULL:
             raise MemoryError()
-        self.c.trace, self.c.trace_room, self.c.traced = more, room, 0
+        self.c.loads.trace, self.c.loads.trace_room, self.c.loads.traced = more, room, 0
 
     def recorded_loads(self):
         """The hPA of the walk loads since `record_loads`, in order."""
-        return [self.c.trace[i] for i in range(self.c.traced)]
+        return [self.c.loads.trace[i] for i in range(self.c.loads.traced)]
 
 
 cdef dict with_sums(mmu.Counters counted):

@@ -6,16 +6,19 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
+from simvm.core.access cimport access, fill
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_way, inlined_int,
                                likely, prefetch, renew, tag_of)
-from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, access,
-                             fill, keep_time, key_of, walk_for)
+from simvm.core.loads cimport LONGEST, QUEUE
+from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, keep_time,
+                             key_of)
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
 from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
+from simvm.core.walk cimport settle, walk_for
 
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
@@ -42,6 +45,7 @@ cdef struct Known:           # the table of level 2 on the way to the addresses 
 cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
     uint64_t limit           # ... at most,
+    uint64_t sure            # ... and at most for sure, whatever the queued loads take,
     uint64_t per_access      # ... and for each access beside translation
     uint64_t missed          # accesses of this stretch that walked
     bint ahead               # whether to fetch ahead
@@ -192,12 +196,24 @@ cdef inline int plain_size(Mmu *m) noexcept nogil:
     return size
 
 
+cdef inline void settle_run(Vcpu *v, Stretch *x) noexcept nogil:
+    """Charge the loads that are still queued, so that the time is what it seems."""
+    cdef uint64_t before = v.mmu.spent
+    if v.mmu.loads.n:
+        settle(v.mmu, v.mmu.loads.n)
+        x.time += (v.mmu.spent - before) * v.exposed
+    x.sure = x.limit
+
+
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
                          bint simple_1, uint32_t *set_2, int lanes_2) noexcept nogil:
-    """An access that no TLB has: a walk, and its entry in the sets where it was looked for."""
+    """An access that no TLB has: a walk, and its entry in the sets where it was looked for.
+
+    Its loads are queued, unless a walker has to be found for them at once.
+    """
     cdef Mmu *m = v.mmu
-    cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0
+    cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0, now
     cdef uint64_t *entry = NULL
     cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
@@ -206,8 +222,12 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     m.tick += 1
     m.count.penalty_cycles += m.l2_penalty
     m.spent += m.l2_penalty
-    fault = walk_for(m, s, va, word & 1, moment(v, m, x.time), &size, &flags)
+    now = moment(v, m, x.time)
+    fault = walk_for(m, s, va, word & 1, now, now == NOWHERE, &size, &flags)
+    if m.loads.n > QUEUE - LONGEST:
+        settle(m, m.loads.n)
     x.time += (m.spent - before) * v.exposed
+    x.sure = x.limit - min(x.limit, m.loads.n * m.loads.slowest * v.exposed)
     if fault != OK:
         return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
     x.missed += 1
@@ -246,7 +266,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
     cdef uint32_t *set_2
     cdef uint64_t *entry
     cdef uint64_t mask_1 = l1.set_mask, mask_2 = l2.set_mask
-    cdef uint64_t time = x.time, limit = x.limit, per_access = x.per_access
+    cdef uint64_t time = x.time, sure = x.limit, per_access = x.per_access
     cdef uint64_t digest = stream.digest, weighs = weight(stream.drawn)
     cdef uint64_t base = region.base, first = base >> 12
     cdef uint64_t l2_hits = 0, word, page, key, kind = key_of(s.tag, size, 0) | 3
@@ -259,9 +279,13 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
     cdef int64_t i
     cdef uint64_t missed = x.missed
     while at < last:
-        if time >= limit:
-            status = RUN_DEADLINE
-            break
+        if time >= sure:
+            x.time = time
+            settle_run(v, x)
+            time, sure = x.time, x.sure
+            if time >= sure:
+                status = RUN_DEADLINE
+                break
         word = at[0]
         page = first + (word >> 13) if size == 0 else (base + (word >> 1)) >> shift
         tag = <uint32_t>page ^ mix
@@ -300,7 +324,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
                 stream.at = <int>(at - stream.next)
                 status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3, set_1,
                                   l1_lanes, simple_1, set_2, l2_lanes)
-                now, time = m.tick, x.time
+                now, time, sure = m.tick, x.time, x.sure
                 if status != RUN_BUDGET:
                     if status != OTHER_SIZE:
                         break
@@ -325,6 +349,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
     stream.drawn += at - start
     stream.digest = digest
     x.time = time
+    settle_run(v, x)
     return status
 
 

@@ -235,6 +235,20 @@ SIMVM_INLINE void simvm_push16(uint32_t *words, uint32_t tag) {
 #endif
 }
 
+/* Move word `i` of four, which is `tag`, to the front: the words after it stay. */
+SIMVM_INLINE void simvm_rotate4(uint32_t *words, int i, uint32_t tag) {
+#ifdef SIMVM_VECTORS
+    static const uint32_t mask[8] = {0, 0, 0, 0, ~0u, ~0u, ~0u, ~0u};
+    __m128i *w = (__m128i *)words, old = _mm_load_si128(w);
+    __m128i moved = _mm_or_si128(_mm_slli_si128(old, 4), _mm_cvtsi32_si128((int)tag));
+    __m128i stays = _mm_loadu_si128((const __m128i *)(mask + 3 - i));
+    _mm_store_si128(w, _mm_xor_si128(moved, _mm_and_si128(_mm_xor_si128(moved, old), stays)));
+#else
+    memmove(words + 1, words, (size_t)i * 4);
+    words[0] = tag;
+#endif
+}
+
 /* Move word `i` of sixteen, which is `tag`, to the front: the words after it stay. */
 SIMVM_INLINE void simvm_rotate16(uint32_t *words, int i, uint32_t tag) {
 #ifdef SIMVM_VECTORS
