@@ -435,7 +435,7 @@ cdef class Mmu:
         for part in geometry.guest_walk_cache:
             set_up_part(&self.c.guest_cache[check_level(part.level)], part, 3)
         for part in geometry.host_walk_cache:
-            set_up_part(&self.c.host_cache[check_level(part.level)], part, 2)
+            set_up_part(&self.c.host_cache[check_level(part.level)], part, 3)
         set_up_part(&self.c.nested_tlb, geometry.nested_tlb, 1)
         for part in (*geometry.guest_walk_cache, *geometry.host_walk_cache, geometry.nested_tlb,
                      *geometry.l1_load, *(geometry.l1_store or ()), *geometry.l2):

@@ -34,6 +34,7 @@ cdef enum:               # values of an entry
     PAGE = 2             # guest walk cache: the hPA of its page, or NOWHERE
     ORIGIN = 3           # ... and its gPA | log2 of its size, or NOWHERE
     SHIFT = 2            # host walk cache: log2 of what the entry maps that pointed to it
+    ADDRESS = 3          # ... and the hPA of its page
     BASE = 1             # nested TLB: the hPA of the page
 
 cdef enum:               # flags of a TLB entry, in its key

@@ -59,7 +59,7 @@ cdef struct Stretch:
 
 cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t address,
                                         uint64_t *below) noexcept nogil:
-    """Fetch the lowest entry on the way to `address`, and the header of its table.
+    """Fetch the lowest entry on the way to `address`.
 
     `below` gets the bits of the address that this entry does not translate.
     """
@@ -82,7 +82,6 @@ cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t a
     entry = &node.entry[index_in(t, address, 2)]
     if is_child(entry[0]):
         node = child_of(entry[0])
-        prefetch(node)
         entry = &node.entry[(address >> 12) & 511]
         below[0] = address & 0xFFF
     else:

@@ -39,7 +39,9 @@ cdef extern from *:
     """
     const uint64_t TARGET "SIMVM_TARGET"     # a leaf's address, or a slot << 12
 
-# 64 bytes, then the entries: in the root, as many as the root has.
+# 64 bytes, then the entries (in the root, as many as the root has); above level 1, then the
+# addresses of the table pages that the entries lead to, so that a walk need not go to a page's
+# header, which is apart from the entry it is after.
 cdef struct Node:
     uint64_t address     # of the table page, in the memory that the table lies in
     uint64_t mirror      # host address of the VMM's table page beside it, or NO_PAGE
@@ -90,11 +92,21 @@ cdef inline Node *child_of(uint64_t entry) noexcept nogil:
     return <Node *>(entry - PRESENT)
 
 
+cdef inline uint64_t *address_below(Node *node, uint64_t slot) noexcept nogil:
+    """Where the address stands of the table page that a child entry leads to."""
+    return &node.entry[<uint64_t>node.entries + slot]
+
+
+cdef inline void link_child(Node *node, uint64_t slot, Node *child) noexcept nogil:
+    node.entry[slot] = <uint64_t>child | PRESENT
+    address_below(node, slot)[0] = child.address
+
+
 cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:
     """A zeroed table page; NULL when memory (simulated or real) is short."""
     cdef Node *node
     cdef uint64_t address, kept = NO_PAGE
-    cdef uint64_t entries = t.mask[level] + 1
+    cdef uint64_t entries = t.mask[level] + 1, size
     cdef int pages = <int>max((entries * 8) >> 12, <uint64_t>1 << (t.granule - 12))
     # The split of a 2 MiB leaf uses the page-table page that was deposited for it.
     if level == 1 and t.n_deposits > 0 and parent.entry[slot] & LEAF:
@@ -108,11 +120,12 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
         address = alloc_run(t.memory, pages, UNMOVABLE)
     if address == NO_PAGE:
         return NULL
-    node = <Node *>aligned_alloc(64, 64 + (entries * 8 + 63) // 64 * 64)
+    size = 64 + (entries * (16 if level > 1 else 8) + 63) // 64 * 64
+    node = <Node *>aligned_alloc(64, size)
     if node == NULL:
         free_run(t.memory, address, pages)
         return NULL
-    memset(node, 0, 64 + entries * 8)
+    memset(node, 0, size)
     node.address = address
     node.mirror = NO_PAGE
     node.parent = parent
@@ -271,7 +284,7 @@ cdef inline Node *descend(Table *t, uint64_t address, int level, Node **made,
             child = node_new(t, node.level - 1, node, slot)
             if child == NULL:
                 return NULL
-            node.entry[slot] = <uint64_t>child | PRESENT
+            link_child(node, slot, child)
             node.used += 1
             made[n_made[0]] = child
             n_made[0] += 1
@@ -339,7 +352,7 @@ cdef inline int table_split(Table *t, Node *node, uint64_t slot) noexcept nogil:
     for i in range(child.entries):
         child.entry[i] = entry + i * step
     child.used = child.entries
-    node.entry[slot] = <uint64_t>child | PRESENT
+    link_child(node, slot, child)
     t.leaves[order] -= 1
     t.leaves[order - 1] += child.entries
     return 0

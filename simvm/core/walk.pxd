@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.cache cimport (Assoc, assoc_find, assoc_insert, enter, guess_way, inlined_int,
                                likely, renew, set_of, tags_in, value_of)
 from simvm.core.loads cimport CHARGED, Found, touch_queued
-from simvm.core.mmu cimport (AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE, NOWHERE,
+from simvm.core.mmu cimport (ADDRESS, AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE, NOWHERE,
                              OK, ORIGIN, PAGE, SHIFT, SIZE_OF_SHIFT, SLAT_FAULT, Counters, Mmu,
                              Space, key_of)
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of, in_group,
@@ -140,6 +140,7 @@ cdef inline inlined_int nested_walk(Mmu *m, const Space *s, Walk *w, uint64_t gp
             part_insert(part, s.guest_tag, gpa >> host.shift[level], w.tick, &found)
             value_of(part, found, NODE)[0] = <uint64_t>node
             value_of(part, found, SHIFT)[0] = host.shift[level]
+            value_of(part, found, ADDRESS)[0] = node.address
         level -= 1
     if not entry[0] & LEAF:
         m.fault = gpa & TARGET
@@ -257,11 +258,11 @@ cdef inline bint quick_space(const Space *s) noexcept nogil:
             and not s.host.contiguous)
 
 
-cdef inline inlined_int quick_find(Assoc *part, int values, uint64_t tag, uint64_t number,
+cdef inline inlined_int quick_find(Assoc *part, uint64_t tag, uint64_t number,
                                    uint64_t **entry) noexcept nogil:
-    """`part_find` in a part whose entries have so many values."""
+    """`part_find`."""
     cdef uint64_t key = key_of(tag, 0, number)
-    cdef uint32_t *words = quick_set(part, values, number)
+    cdef uint32_t *words = quick_set(part, number)
     cdef int64_t way = guess_way(words, 4, part_tag(tag, number))
     if way < 0:
         return False
@@ -273,15 +274,15 @@ cdef inline inlined_int quick_find(Assoc *part, int values, uint64_t tag, uint64
     return entry[0] != NULL
 
 
-cdef inline uint32_t *quick_set(const Assoc *part, int values, uint64_t number) noexcept nogil:
-    """`tags_in` such a part."""
-    return part.words + (number & part.set_mask) * <uint64_t>(4 * (4 + 2 * values))
+cdef inline uint32_t *quick_set(const Assoc *part, uint64_t number) noexcept nogil:
+    """`tags_in` a part of four ways with three values."""
+    return part.words + (number & part.set_mask) * 40
 
 
-cdef inline inlined_int quick_insert(Assoc *part, int values, uint64_t tag, uint64_t number,
+cdef inline inlined_int quick_insert(Assoc *part, uint64_t tag, uint64_t number,
                                      uint64_t **entry) noexcept nogil:
-    """`part_insert` in such a part."""
-    enter(quick_set(part, values, number), 4, True, key_of(tag, 0, number),
+    """`part_insert`."""
+    enter(quick_set(part, number), 4, True, key_of(tag, 0, number),
           part_tag(tag, number), 0, entry)
     return 0
 
@@ -291,27 +292,29 @@ cdef inline inlined_int quick_nested_walk(Mmu *m, const Space *s, Walk *w, uint6
     """`nested_walk`."""
     cdef uint64_t *found = NULL
     cdef uint64_t *entry
+    cdef uint64_t slot, address
     cdef Node *node
-    if quick_find(&m.host_cache[2], 2, s.guest_tag, gpa >> 21, &found):
-        node = <Node *>found[4 * NODE]
-        entry = &node.entry[(gpa >> 12) & 511]
+    if quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
+        node, slot = <Node *>found[4 * NODE], (gpa >> 12) & 511
         w.shift = 12
-    elif quick_find(&m.host_cache[3], 2, s.guest_tag, gpa >> 30, &found):
-        node = <Node *>found[4 * NODE]
-        entry = &node.entry[(gpa >> 21) & 511]
+    elif quick_find(&m.host_cache[3], s.guest_tag, gpa >> 30, &found):
+        node, slot = <Node *>found[4 * NODE], (gpa >> 21) & 511
         w.shift = 21
     else:
         return nested_walk_apart(m, s, w, gpa, is_table)
     w.host_hits += 1
-    queue_load(w, node.address + (<uint64_t>entry - <uint64_t>node.entry))
+    queue_load(w, found[4 * ADDRESS] + 8 * slot)
+    entry = &node.entry[slot]
     if w.shift == 21 and is_child(entry[0]):
-        node = child_of(entry[0])
-        quick_insert(&m.host_cache[2], 2, s.guest_tag, gpa >> 21, &found)
+        address = node.entry[512 + slot]
+        node, slot = child_of(entry[0]), (gpa >> 12) & 511
+        entry = &node.entry[slot]
+        quick_insert(&m.host_cache[2], s.guest_tag, gpa >> 21, &found)
         found[4 * NODE] = <uint64_t>node
         found[4 * SHIFT] = 21
-        entry = &node.entry[(gpa >> 12) & 511]
+        found[4 * ADDRESS] = address
         w.shift = 12
-        queue_load(w, node.address + (<uint64_t>entry - <uint64_t>node.entry))
+        queue_load(w, address + 8 * slot)
     if not likely(entry[0] & LEAF):
         m.fault = gpa & TARGET
         return SLAT_FAULT
@@ -336,13 +339,13 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, uint64_t va,
     """`walk`, or NOT_QUICK, with nothing done yet."""
     cdef uint64_t *found = NULL
     cdef uint64_t *entry
-    cdef uint64_t hpa, gpa, bits = ACCESSED | (DIRTY if write else 0)
+    cdef uint64_t hpa, gpa, slot, address, bits = ACCESSED | (DIRTY if write else 0)
     cdef Node *node
     cdef int shift = 12, status
-    if quick_find(&m.guest_cache[2], 3, s.tag, va >> 21, &found):
+    if quick_find(&m.guest_cache[2], s.tag, va >> 21, &found):
         node = <Node *>found[4 * NODE]
         hpa = found[4 * PAGE]
-    elif quick_find(&m.guest_cache[3], 3, s.tag, va >> 30, &found):
+    elif quick_find(&m.guest_cache[3], s.tag, va >> 30, &found):
         node = <Node *>found[4 * NODE]
         hpa = found[4 * PAGE]
         shift = 21
@@ -350,24 +353,27 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, uint64_t va,
         return NOT_QUICK
     w.guest_hits += 1
     if shift == 21:
-        entry = &node.entry[(va >> 21) & 511]
+        slot = (va >> 21) & 511
+        entry = &node.entry[slot]
         w.guest_loads += 1
-        queue_load(w, hpa + (<uint64_t>entry - <uint64_t>node.entry))
+        queue_load(w, hpa + 8 * slot)
         if is_child(entry[0]):
+            address = node.entry[512 + slot]
             node = child_of(entry[0])
             shift = 12
-            status = quick_nested_walk(m, s, w, node.address + 8 * ((va >> 12) & 511), True)
+            status = quick_nested_walk(m, s, w, address + 8 * ((va >> 12) & 511), True)
             if status != OK:
                 return status
             hpa = w.hpa & TARGET
-            quick_insert(&m.guest_cache[2], 3, s.tag, va >> 21, &found)
+            quick_insert(&m.guest_cache[2], s.tag, va >> 21, &found)
             found[4 * NODE] = <uint64_t>node
             found[4 * PAGE] = hpa
-            found[4 * ORIGIN] = node.address | 12
+            found[4 * ORIGIN] = address | 12
     if shift == 12:
-        entry = &node.entry[(va >> 12) & 511]
+        slot = (va >> 12) & 511
+        entry = &node.entry[slot]
         w.guest_loads += 1
-        queue_load(w, hpa + (<uint64_t>entry - <uint64_t>node.entry))
+        queue_load(w, hpa + 8 * slot)
     if not likely(entry[0] & LEAF):
         m.fault = va & TARGET
         return GUEST_FAULT
