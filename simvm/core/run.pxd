@@ -11,14 +11,15 @@ from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_way, inlined_int,
                                likely, prefetch, renew, tag_of)
 from simvm.core.loads cimport LONGEST, QUEUE
-from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, keep_time,
+from simvm.core.mmu cimport (ENTRY_SHIFT, Counters, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, keep_time,
                              key_of)
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
 from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
-from simvm.core.walk cimport settle, walk_for
+from simvm.core.walk cimport (NOT_QUICK, Walk, begin_walk, quick_walk, settle, walk_done,
+                              walk_for)
 
 cdef enum:
     FAR = 24                 # accesses ahead to fetch a first-dimension entry
@@ -46,9 +47,11 @@ cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
     uint64_t limit           # ... at most,
     uint64_t sure            # ... and at most for sure, whatever the queued loads take,
+    uint64_t worst           # what a queued load may take at most
     uint64_t per_access      # ... and for each access beside translation
     uint64_t missed          # accesses of this stretch that walked
     bint ahead               # whether to fetch ahead
+    bint quick               # whether walks are of the commonest shape, and wait for no walker
     bint primed              # whether `ring` has the entries for what comes now
     int fetched              # accesses of the stream, as drawn, that were fetched ahead of
     const uint64_t *ring[RING]
@@ -58,7 +61,7 @@ cdef struct Stretch:
 
 
 cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t address,
-                                        uint64_t *below) noexcept nogil:
+                                        uint64_t *below, bint quick) noexcept nogil:
     """Fetch the lowest entry on the way to `address`.
 
     `below` gets the bits of the address that this entry does not translate.
@@ -79,7 +82,7 @@ cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t a
             node = child_of(entry[0])
             level -= 1
         known.giga, known.node = address >> 30, node
-    entry = &node.entry[index_in(t, address, 2)]
+    entry = &node.entry[(address >> 21) & 511 if quick else index_in(t, address, 2)]
     if is_child(entry[0]):
         node = child_of(entry[0])
         entry = &node.entry[(address >> 12) & 511]
@@ -91,25 +94,25 @@ cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t a
 
 
 cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uint64_t word,
-                           int at) noexcept nogil:
+                           int at, bint quick) noexcept nogil:
     """Of an access far ahead, the guest's entry (or the native one)."""
     prefetch(&region.touched[word >> 19])
     at &= RING - 1
-    x.ring[at] = fetch_entry(x.known_first, s.guest if s.guest != NULL else s.host,
-                             region.base + (word >> 1), &x.below[at])
+    x.ring[at] = fetch_entry(x.known_first, s.guest if quick or s.guest != NULL else s.host,
+                             region.base + (word >> 1), &x.below[at], quick)
 
 
-cdef inline void fetch_near(Stretch *x, const Space *s, int at) noexcept nogil:
+cdef inline void fetch_near(Stretch *x, const Space *s, int at, bint quick) noexcept nogil:
     """Of a nearer one, the host's entry that the guest's leads to, now that this has come."""
     cdef uint64_t entry, below
     at &= RING - 1
     entry = x.ring[at][0]
-    if s.guest != NULL and entry & LEAF:
-        fetch_entry(x.known_host, s.host, (entry & TARGET) + x.below[at], &below)
+    if (quick or s.guest != NULL) and likely(entry & LEAF):
+        fetch_entry(x.known_host, s.host, (entry & TARGET) + x.below[at], &below, quick)
 
 
 cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
-                             const Stream *stream) noexcept nogil:
+                             const Stream *stream, bint quick) noexcept nogil:
     """Fetch what later accesses will need of the simulator's own memory, step by step.
 
     For each access since the last call; hits in a TLB need nothing and do not call.
@@ -120,14 +123,14 @@ cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
         memset(x.known_first, 0xFF, sizeof(x.known_first))
         memset(x.known_host, 0xFF, sizeof(x.known_host))
         for i in range(stream.at, min(stream.at + FAR, stream.n)):
-            fetch_far(x, s, region, stream.next[i], i)
+            fetch_far(x, s, region, stream.next[i], i, quick)
         for i in range(stream.at, min(stream.at + NEAR, stream.n)):
-            fetch_near(x, s, i)
+            fetch_near(x, s, i, quick)
         x.primed = True
         x.fetched = stream.at
     for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
-        fetch_far(x, s, region, stream.next[i + FAR], i + FAR)
-        fetch_near(x, s, i + NEAR)
+        fetch_far(x, s, region, stream.next[i + FAR], i + FAR, quick)
+        fetch_near(x, s, i + NEAR, quick)
     x.fetched = stream.at + 1
 
 
@@ -150,7 +153,7 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
         if x.time >= x.limit:
             return RUN_DEADLINE
         if x.ahead:
-            fetch_ahead(x, s, region, stream)
+            fetch_ahead(x, s, region, stream, False)
         word = stream.next[stream.at]
         va = region.base + (word >> 1)
         before, walks = m.spent, m.count.walks
@@ -204,6 +207,14 @@ cdef inline void settle_run(Vcpu *v, Stretch *x) noexcept nogil:
     x.sure = x.limit
 
 
+cdef inline void look_at_queue(Vcpu *v, Stretch *x, int n) noexcept nogil:
+    """Settle a queue that is nearly full, else see for how long that can wait."""
+    if n > QUEUE - LONGEST:
+        settle_run(v, x)
+    else:
+        x.sure = x.limit - min(x.limit, n * x.worst)
+
+
 cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
                          uint64_t word, uint64_t key, uint32_t *set_1, int lanes_1,
                          bint simple_1, uint32_t *set_2, int lanes_2) noexcept nogil:
@@ -213,20 +224,28 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     """
     cdef Mmu *m = v.mmu
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0, now
-    cdef uint64_t *entry = NULL
-    cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
     if x.ahead:
-        fetch_ahead(x, s, region, stream)
+        fetch_ahead(x, s, region, stream, False)
     m.tick += 1
     m.count.penalty_cycles += m.l2_penalty
     m.spent += m.l2_penalty
     now = moment(v, m, x.time)
     fault = walk_for(m, s, va, word & 1, now, now == NOWHERE, &size, &flags)
-    if m.loads.n > QUEUE - LONGEST:
-        settle(m, m.loads.n)
     x.time += (m.spent - before) * v.exposed
-    x.sure = x.limit - min(x.limit, m.loads.n * m.loads.slowest * v.exposed)
+    look_at_queue(v, x, m.loads.n)
+    return after_walk(m, s, region, x, word, key, set_1, lanes_1, simple_1, set_2, lanes_2,
+                      fault, size, flags)
+
+
+cdef inline int after_walk(Mmu *m, Space *s, Region *region, Stretch *x, uint64_t word,
+                           uint64_t key, uint32_t *set_1, int lanes_1, bint simple_1,
+                           uint32_t *set_2, int lanes_2, int fault, int size,
+                           uint64_t flags) noexcept nogil:
+    """The entry of a walk that has ended, in the sets where it was looked for."""
+    cdef uint64_t va = region.base + (word >> 1)
+    cdef uint64_t *entry = NULL
+    cdef uint32_t tag = tag_of(key)
     if fault != OK:
         return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
     x.missed += 1
@@ -234,13 +253,71 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     if not likely(key_of(s.tag, size, va >> ENTRY_SHIFT[size]) == key):
         fill(m, m.l1_store if word & 1 else &m.l1_load, s.tag, va, size, flags)
         return OTHER_SIZE
-    if simple_1 and lanes_2 == 12:           # constants here
-        enter(set_2, 12, False, key | flags, tag, m.tick, &entry)
-        enter(set_1, 4, True, key | flags, tag, m.tick, &entry)
-    else:
-        enter(set_2, lanes_2, m.l2.arrays[size][0].simple, key | flags, tag, m.tick, &entry)
-        enter(set_1, lanes_1, simple_1, key | flags, tag, m.tick, &entry)
+    enter(set_2, lanes_2, m.l2.arrays[size][0].simple, key | flags, tag, m.tick, &entry)
+    enter(set_1, lanes_1, simple_1, key | flags, tag, m.tick, &entry)
     return RUN_BUDGET
+
+
+cdef inline int quick_miss(Vcpu *v, Space *s, Region *region, const Stream *stream, Stretch *x,
+                           uint64_t word, uint32_t *set_1, uint32_t *set_2) noexcept nogil:
+    """`run_miss` for pages of 4 KiB in TLBs of 4 and 12 ways, which are constants here.
+
+    All of it is one function, with the walk inside. What is not for it goes the other way.
+    """
+    cdef Mmu *m = v.mmu
+    cdef Counters *count = m.count
+    cdef uint64_t va = region.base + (word >> 1), flags = 0, key, cycles, loads
+    cdef uint64_t *first = &m.loads.word[m.loads.n]
+    cdef uint64_t *entry = NULL
+    cdef uint32_t tag
+    cdef int size = 0, status, n
+    cdef Walk w
+    if x.ahead:
+        fetch_ahead(x, s, region, stream, True)
+    key = key_of(s.tag, 0, va >> 12)
+    begin_walk(m, &w)
+    status = quick_walk(m, s, &w, va, word & 1, &size, &flags)
+    if status == NOT_QUICK:
+        return run_miss(v, s, region, stream, x, word, key, set_1, 4, True, set_2, 12)
+    m.tick = w.tick = w.tick + 1
+    cycles = m.l2_penalty
+    count.penalty_cycles += cycles
+    m.spent += cycles
+    if not likely(status == OK and size == 0):
+        return quick_miss_odd(v, s, region, x, word, key, set_1, set_2, w, status, size, flags)
+    loads = w.next - first
+    w.next[0] = w.hpa & ~<uint64_t>63
+    n = <int>(w.next + 1 - &m.loads.word[0])
+    m.loads.n = n
+    cycles = (w.guest_hits + w.host_hits + w.nested_hits) * m.walk_cache_latency
+    count.tlb_misses += 1
+    count.walks += 1
+    count.guest_walk_cache_hits += w.guest_hits
+    count.host_walk_cache_hits += w.host_hits
+    count.guest_loads += w.guest_loads
+    count.host_loads += loads - w.guest_loads
+    count.walk_cycles += cycles
+    m.spent += cycles
+    x.time += (m.l2_penalty + cycles) * v.exposed
+    look_at_queue(v, x, n)
+    x.missed += 1
+    touch(region, word >> 13)
+    tag = tag_of(key)
+    enter(set_2, 12, False, key | flags, tag, m.tick, &entry)
+    enter(set_1, 4, True, key | flags, tag, m.tick, &entry)
+    return RUN_BUDGET
+
+
+cdef inline int quick_miss_odd(Vcpu *v, Space *s, Region *region, Stretch *x, uint64_t word,
+                               uint64_t key, uint32_t *set_1, uint32_t *set_2, Walk w,
+                               int status, int size, uint64_t flags) noexcept nogil:
+    """The end of one that met a fault, or a page of another size."""
+    cdef Mmu *m = v.mmu
+    cdef uint64_t before = m.spent - m.l2_penalty
+    status = walk_done(m, &w, status, NOWHERE, True)
+    x.time += (m.spent - before) * v.exposed
+    look_at_queue(v, x, m.loads.n)
+    return after_walk(m, s, region, x, word, key, set_1, 4, True, set_2, 12, status, size, flags)
 
 
 cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
@@ -321,8 +398,11 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
-                status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3, set_1,
-                                  l1_lanes, simple_1, set_2, l2_lanes)
+                if l1_lanes == 4 and simple_1 and l2_lanes == 12 and x.quick:
+                    status = quick_miss(v, s, region, stream, x, word, set_1, set_2)
+                else:
+                    status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3,
+                                      set_1, l1_lanes, simple_1, set_2, l2_lanes)
                 now, time, sure = m.tick, x.time, x.sure
                 if status != RUN_BUDGET:
                     if status != OTHER_SIZE:
@@ -372,6 +452,8 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
     """Run until `budget` is used up, or time, or the stream, or a page is missing."""
     cdef Mmu *m = v.mmu
     cdef int first, end, size, status = RUN_BUDGET
+    x.quick = m.quick and s.quick and (v.exposed == 0 or v.exposed == EXPOSED)
+    x.worst = m.loads.slowest * v.exposed
     x.primed = False           # a fault may have changed the tables
     while status == RUN_BUDGET and budget[0] > 0:
         if not stream_ready(stream):

@@ -294,6 +294,8 @@ cdef inline inlined_int quick_nested_walk(Mmu *m, const Space *s, Walk *w, uint6
     cdef uint64_t *entry
     cdef uint64_t slot, address
     cdef Node *node
+    cdef Walk apart
+    cdef int status
     if quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
         node, slot = <Node *>found[4 * NODE], (gpa >> 12) & 511
         w.shift = 12
@@ -301,7 +303,14 @@ cdef inline inlined_int quick_nested_walk(Mmu *m, const Space *s, Walk *w, uint6
         node, slot = <Node *>found[4 * NODE], (gpa >> 21) & 511
         w.shift = 21
     else:
-        return nested_walk_apart(m, s, w, gpa, is_table)
+        # A copy, part by part, so that `w` itself may stay in registers.
+        apart.next, apart.host_hits, apart.nested_hits, apart.tick = (
+            w.next, w.host_hits, w.nested_hits, w.tick)
+        status = nested_walk_apart(m, s, &apart, gpa, is_table)
+        w.next, w.host_hits, w.nested_hits, w.tick = (
+            apart.next, apart.host_hits, apart.nested_hits, apart.tick)
+        w.hpa, w.leaf, w.shift = apart.hpa, apart.leaf, apart.shift
+        return status
     w.host_hits += 1
     queue_load(w, found[4 * ADDRESS] + 8 * slot)
     entry = &node.entry[slot]
@@ -327,11 +336,8 @@ cdef inline inlined_int quick_nested_walk(Mmu *m, const Space *s, Walk *w, uint6
 
 cdef inline int nested_walk_apart(Mmu *m, const Space *s, Walk *w, uint64_t gpa,
                                   bint is_table) noexcept nogil:
-    """`nested_walk` by a call: rare here. A copy, so that `w` itself stays in registers."""
-    cdef Walk copy = w[0]
-    cdef int status = nested_walk(m, s, &copy, gpa, is_table)
-    w[0] = copy
-    return status
+    """`nested_walk` by a call: rare here."""
+    return nested_walk(m, s, w, gpa, is_table)
 
 
 cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, uint64_t va, bint write,
@@ -420,26 +426,37 @@ cdef inline int walk_for(Mmu *m, const Space *s, uint64_t va, bint write, uint64
 
     `later`: the caller will `settle` its loads, and there is room for them in the queue.
     """
-    cdef Counters *count = m.count
     cdef Walk w
-    cdef int status = NOT_QUICK, walker, loads, first = m.loads.n
-    cdef uint64_t cycles, wait = 0
-    w.guest_loads = w.guest_hits = w.host_hits = w.nested_hits = 0
-    w.next = &m.loads.word[first]
-    w.tick = m.tick
+    cdef int status = NOT_QUICK
+    begin_walk(m, &w)
     if m.quick and s.quick:
         status = quick_walk(m, s, &w, va, write, size, flags)
     if status == NOT_QUICK and s.guest != NULL:
         status = walk(m, s, &w, va, write, True, size, flags)
     elif status == NOT_QUICK:
         status = walk(m, s, &w, va, write, False, size, flags)
+    return walk_done(m, &w, status, now, later)
+
+
+cdef inline void begin_walk(Mmu *m, Walk *w) noexcept nogil:
+    w.guest_loads = w.guest_hits = w.host_hits = w.nested_hits = 0
+    w.next = &m.loads.word[m.loads.n]
+    w.tick = m.tick
+
+
+cdef inline int walk_done(Mmu *m, const Walk *w, int status, uint64_t now,
+                          bint later) noexcept nogil:
+    """What `walk_for` does when the walk has ended, with success or in a fault."""
+    cdef Counters *count = m.count
+    cdef int walker, first = m.loads.n
+    cdef int loads = <int>(w.next - &m.loads.word[first])
+    cdef uint64_t cycles, wait = 0
     m.tick = w.tick
     count.tlb_misses += 1
     count.guest_walk_cache_hits += w.guest_hits
     count.host_walk_cache_hits += w.host_hits
     count.nested_tlb_hits += w.nested_hits
     cycles = (w.guest_hits + w.host_hits + w.nested_hits) * m.walk_cache_latency
-    loads = <int>(w.next - &m.loads.word[first])
     if likely(status == OK):
         w.next[0] = w.hpa & ~<uint64_t>63
         m.loads.n = first + loads + 1

@@ -146,6 +146,8 @@ SIMVM_INLINE int64_t simvm_least(const uint32_t *words, int lanes) {
         least = simvm_min(least, _mm_load_si128(w + v));
     least = simvm_min(least, _mm_shuffle_epi32(least, 0x4E));
     least = simvm_min(least, _mm_shuffle_epi32(least, 0xB1));
+    if (lanes <= 16) /* without a branch on where it is: nobody could foretell it */
+        return SIMVM_LOWEST(simvm_match(words, (uint32_t)_mm_cvtsi128_si32(least), lanes));
     for (int v = 0; v < lanes / 4; v++) {
         int found = _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(_mm_load_si128(w + v), least)));
         if (found)
