@@ -7,14 +7,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memmove, memset
-from simvm.core.cache cimport (count_trailing_zeros, inlined_int, likely, mul_high,
-                               words_of)
+from simvm.core.cache cimport count_trailing_zeros, mul_high, words_of
 
-cdef extern from "core/ways.h" nogil:
-    uint32_t match_words "simvm_match"(const uint32_t *words, uint32_t tag, int n)
-    void rotate_4 "simvm_rotate4"(uint32_t *words, int i, uint32_t tag)
-    void rotate_16 "simvm_rotate16"(uint32_t *words, int i, uint32_t tag)
-    void push_16 "simvm_push16"(uint32_t *words, uint32_t tag)
+cdef extern from "core/lines.h" nogil:
+    uint32_t touch_16 "simvm_touch16"(uint32_t *set, uint32_t tag)
 
 cdef struct LineCache:
     uint32_t *tags
@@ -46,11 +42,10 @@ cdef inline void lines_free(LineCache *c) noexcept nogil:
     free(c.tags)
 
 
-cdef inline uint32_t *lines_set(const LineCache *c, bint masked, int ways, uint64_t line,
-                                uint32_t *tag) noexcept nogil:
+cdef inline uint32_t *lines_set(const LineCache *c, uint64_t line, uint32_t *tag) noexcept nogil:
     """The set of a line, and its tag there; a multiplication instead of a division."""
     cdef uint64_t above, s
-    if masked:
+    if c.masked:
         above = line >> c.shift
         s = line & (c.sets - 1)
     else:
@@ -60,34 +55,15 @@ cdef inline uint32_t *lines_set(const LineCache *c, bint masked, int ways, uint6
             above -= 1
             s += c.sets
     tag[0] = <uint32_t>above + 1
-    return c.tags + s * <uint64_t>ways
+    return c.tags + s * <uint64_t>c.ways
 
 
-cdef inline inlined_int set_touch(uint32_t *t, int ways, uint32_t tag) noexcept nogil:
-    """Whether a set has the line; it has it now, as the most recently used.
-
-    Most that are found are among the four used last, which are one vector.
-    """
-    cdef uint32_t found
-    cdef int i
-    if ways != 16:
-        return touch_any(t, tag, ways)
-    found = match_words(t, tag, 16)
-    if not found:
-        push_16(t, tag)
-        return False
-    i = count_trailing_zeros(found)
-    if likely(i < 4):
-        rotate_4(t, i, tag)
-    else:
-        rotate_16(t, i, tag)
-    return True
-
-
-cdef inline bint touch_any(uint32_t *t, uint32_t tag, int ways) noexcept nogil:
-    """The same in a set of any number of ways."""
+cdef inline bint set_touch(uint32_t *t, int ways, uint32_t tag) noexcept nogil:
+    """Whether a set has the line; it has it now, as the most recently used."""
     cdef int i, found = ways - 1
     cdef bint hit = False
+    if ways == 16:
+        return touch_16(t, tag) != 0
     for i in range(ways):
         if t[i] == tag:
             found, hit = i, True

@@ -8,8 +8,26 @@
 # looks at costs, and before the loads in it could use up the time that is left.
 
 from libc.stdint cimport uint32_t, uint64_t
-from simvm.core.cache cimport inlined_int, prefetch
+from simvm.core.cache cimport prefetch
 from simvm.core.lines cimport LineCache, lines_set, set_touch
+
+cdef extern from "core/lines.h" nogil:
+    ctypedef struct Pass "simvm_pass":
+        uint32_t *l2
+        uint64_t l2_sets
+        int l2_shift
+        uint32_t *llc
+        uint64_t llc_sets
+        uint64_t llc_reciprocal
+        uint64_t in_l2
+        uint64_t in_llc
+        uint64_t loads
+    ctypedef struct Missed "simvm_missed":
+        uint32_t *set
+        uint32_t tag
+        uint32_t counts
+    void run_pass "simvm_pass_lines"(Pass *p, const uint64_t *word, const uint64_t *last,
+                                     Missed *missed)
 
 cdef enum:
     LONGEST = 64         # at least what one walk may load, its data line included
@@ -29,11 +47,6 @@ cdef struct Loads:
     int n
     uint64_t word[QUEUE]     # hPA | CHARGED
 
-cdef struct Missed:          # a load that L2 did not have
-    uint32_t *words
-    uint32_t tag
-    uint32_t counts
-
 cdef struct Found:           # charged loads by where they were found
     uint64_t l2
     uint64_t llc
@@ -46,42 +59,49 @@ cdef inline Found touch_queued(Loads *q, int first, int last) noexcept nogil:
     if q.trace != NULL:
         keep_trace(q, first, last)
     if q.l2.ways == 16 and q.l2.masked and q.llc.ways == 16 and not q.llc.masked:
-        touch_both(q, first, last, &found, 16, True, 16, False)     # constants there
+        pass_lines(q, first, last, &found)
     else:
-        touch_both(q, first, last, &found, q.l2.ways, q.l2.masked, q.llc.ways, q.llc.masked)
+        touch_both(q, first, last, &found)
     return found
 
 
-cdef inline inlined_int touch_both(Loads *q, int first, int last, Found *found, int l2_ways,
-                                   bint l2_masked, int llc_ways, bint llc_masked) noexcept nogil:
+cdef inline void pass_lines(Loads *q, int first, int last, Found *found) noexcept nogil:
+    """`touch_both` for the commonest shape: lines.h."""
+    cdef Missed missed[QUEUE]
+    cdef Pass p
+    p.l2, p.l2_sets, p.l2_shift = q.l2.tags, q.l2.sets, q.l2.shift
+    p.llc, p.llc_sets, p.llc_reciprocal = q.llc.tags, q.llc.sets, q.llc.reciprocal
+    run_pass(&p, q.word + first, q.word + last, missed)
+    found.l2, found.llc, found.dram = p.in_l2, p.in_llc, p.loads - p.in_l2 - p.in_llc
+
+
+cdef inline void touch_both(Loads *q, int first, int last, Found *found) noexcept nogil:
     """All through L2, then those that it did not have through LLC."""
     cdef Missed missed[QUEUE]
-    cdef Missed *end = missed
-    cdef Missed *at = missed
-    cdef LineCache l2 = q.l2, llc = q.llc
-    cdef const uint64_t *word = q.word + first
-    cdef const uint64_t *last_word = q.word + last
     cdef uint32_t *words
-    cdef uint32_t tag
-    cdef uint64_t loads = 0, counts, in_l2 = 0, in_llc = 0
-    while word < last_word:
-        counts = word[0] & CHARGED
-        loads += counts
-        words = lines_set(&l2, l2_masked, l2_ways, word[0] >> 6, &tag)
-        if l2_ways and set_touch(words, l2_ways, tag):
-            in_l2 += counts
+    cdef uint32_t tag = 0
+    cdef uint64_t counts
+    cdef int i, n = 0
+    found.l2 = found.llc = found.dram = 0
+    for i in range(first, last):
+        counts = q.word[i] & CHARGED
+        if q.l2.ways:
+            words = lines_set(&q.l2, q.word[i] >> 6, &tag)
+            if set_touch(words, q.l2.ways, tag):
+                found.l2 += counts
+                continue
+        if q.llc.ways:
+            missed[n].set = lines_set(&q.llc, q.word[i] >> 6, &missed[n].tag)
+            prefetch(missed[n].set)
+            missed[n].counts = <uint32_t>counts
+            n += 1
         else:
-            end.words = lines_set(&llc, llc_masked, llc_ways, word[0] >> 6, &end.tag)
-            prefetch(end.words)
-            end.counts = <uint32_t>counts
-            end += 1
-        word += 1
-    while at < end:
-        if llc_ways and set_touch(at.words, llc_ways, at.tag):
-            in_llc += at.counts
-        at += 1
-    found.l2, found.llc, found.dram = in_l2, in_llc, loads - in_l2 - in_llc
-    return 0
+            found.dram += counts
+    for i in range(n):
+        if set_touch(missed[i].set, q.llc.ways, missed[i].tag):
+            found.llc += missed[i].counts
+        else:
+            found.dram += missed[i].counts
 
 
 cdef inline void keep_trace(Loads *q, int first, int last) noexcept nogil:

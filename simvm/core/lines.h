@@ -1,0 +1,115 @@
+/* Queued loads on their way through two data caches of the shape that all shipped CPUs but few
+ * have: 16 ways each, the sets of L2 a power of two, those of LLC not (loads.pxd has the rest).
+ *
+ * It is compiled twice. A set of 16 tags is 64 bytes: one register of AVX-512, with which
+ * finding a tag, moving it to the front and pushing the last one out is one masked shift. Where
+ * the processor has no AVX-512, which is asked once, the same is done in vectors of 16 bytes.
+ * Both come to the same, tag by tag.
+ */
+#ifndef SIMVM_LINES_H
+#define SIMVM_LINES_H
+
+#include "ways.h"
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(SIMVM_PORTABLE)
+#define SIMVM_WIDE 1
+#include <immintrin.h>
+#endif
+
+typedef struct { /* what one pass needs to know, and what it finds */
+    uint32_t *l2;
+    uint64_t l2_sets;
+    int l2_shift;
+    uint32_t *llc;
+    uint64_t llc_sets;
+    uint64_t llc_reciprocal;
+    uint64_t in_l2; /* charged loads */
+    uint64_t in_llc;
+    uint64_t loads;
+} simvm_pass;
+
+typedef struct { /* a load that L2 did not have */
+    uint32_t *set;
+    uint32_t tag;
+    uint32_t counts;
+} simvm_missed;
+
+/* Put `tag` first in a set of sixteen in order of recency; whether it was there. */
+SIMVM_INLINE uint32_t simvm_touch16(uint32_t *set, uint32_t tag) {
+    uint32_t found = simvm_match(set, tag, 16);
+    if (!found)
+        simvm_push16(set, tag);
+    else if (SIMVM_LIKELY(found & 15)) /* most are among the four used last: one vector */
+        simvm_rotate4(set, (int)SIMVM_LOWEST(found), tag);
+    else
+        simvm_rotate16(set, (int)SIMVM_LOWEST(found), tag);
+    return found;
+}
+
+#ifdef SIMVM_WIDE
+__attribute__((target("avx512f"), always_inline)) static inline uint32_t
+simvm_touch16_wide(uint32_t *set, uint32_t tag) {
+    __m512i old = _mm512_load_si512(set), wanted = _mm512_set1_epi32((int)tag);
+    uint32_t found = _mm512_cmpeq_epi32_mask(old, wanted);
+    /* The places up to where it stood make room; all do, if it stood nowhere. */
+    __mmask16 moves = (__mmask16)(found ^ (found - 1));
+    _mm512_store_si512(set, _mm512_mask_alignr_epi32(old, moves, old, wanted, 15));
+    return found;
+}
+#endif
+
+/* `word` to `last` are addresses; bit 0 says that the load is charged. */
+#define SIMVM_PASS(NAME, TARGET, TOUCH)                                                         \
+    TARGET static void NAME(simvm_pass *p, const uint64_t *word, const uint64_t *last,          \
+                            simvm_missed *missed) {                                             \
+        const simvm_pass q = *p;                                                                \
+        simvm_missed *end = missed, *at;                                                        \
+        uint64_t loads = 0, in_l2 = 0, in_llc = 0;                                              \
+        for (; word < last; word++) {                                                           \
+            uint64_t line = *word >> 6, counts = *word & 1, above, set;                         \
+            loads += counts;                                                                    \
+            if (TOUCH(q.l2 + (line & (q.l2_sets - 1)) * 16, (uint32_t)(line >> q.l2_shift) + 1)) { \
+                in_l2 += counts;                                                                \
+                continue;                                                                       \
+            }                                                                                   \
+            above = simvm_mulhi(line, q.llc_reciprocal); /* see lines_set in lines.pxd */       \
+            set = line - above * q.llc_sets;                                                    \
+            if (set >= q.llc_sets) {                                                            \
+                above -= 1;                                                                     \
+                set += q.llc_sets;                                                              \
+            }                                                                                   \
+            end->set = q.llc + set * 16;                                                        \
+            simvm_prefetch(end->set);                                                           \
+            end->tag = (uint32_t)above + 1;                                                     \
+            end->counts = (uint32_t)counts;                                                     \
+            end++;                                                                              \
+        }                                                                                       \
+        for (at = missed; at < end; at++)                                                       \
+            in_llc += TOUCH(at->set, at->tag) ? at->counts : 0;                                 \
+        p->in_l2 = in_l2;                                                                       \
+        p->in_llc = in_llc;                                                                     \
+        p->loads = loads;                                                                       \
+    }
+
+SIMVM_PASS(simvm_pass_narrow, , simvm_touch16)
+#ifdef SIMVM_WIDE
+SIMVM_PASS(simvm_pass_wide, __attribute__((target("avx512f"))), simvm_touch16_wide)
+#endif
+
+static void simvm_pass_lines(simvm_pass *p, const uint64_t *word, const uint64_t *last,
+                             simvm_missed *missed) {
+#ifdef SIMVM_WIDE
+    static int wide = -1;
+    if (wide < 0) {
+        __builtin_cpu_init();
+        wide = __builtin_cpu_supports("avx512f") != 0;
+    }
+    if (wide) {
+        simvm_pass_wide(p, word, last, missed);
+        return;
+    }
+#endif
+    simvm_pass_narrow(p, word, last, missed);
+}
+
+#endif
