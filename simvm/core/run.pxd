@@ -5,27 +5,21 @@
 # (free memory, work of the guest's kernel) is looked at only after one.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memset
 from simvm.core.access cimport access, fill
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_way, inlined_int,
                                likely, prefetch, renew, tag_of)
+from simvm.core.fetch cimport RING, Ahead, look_ahead_of, look_now
 from simvm.core.loads cimport LONGEST, QUEUE
 from simvm.core.mmu cimport (ENTRY_SHIFT, Counters, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, keep_time,
                              key_of)
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
-from simvm.core.table cimport LEAF, TARGET, Node, Table, child_of, index_in, is_child
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
                               Region, Vcpu, back, do_work, guest_fault)
-from simvm.core.walk cimport (NOT_QUICK, Walk, begin_walk, quick_walk, settle, walk_done,
-                              walk_for)
+from simvm.core.walk cimport Walk, begin_walk, part_tag, quick_walk, settle, walk_for
 
 cdef enum:
-    FAR = 24                 # accesses ahead to fetch a first-dimension entry
-    NEAR = 12                # ... and the host entry that it leads to
-    RING = 32                # at least FAR
-    KNOWN = 16               # GiB whose tables of level 2 are remembered
     STRETCH = 128            # accesses between two looks at how many of them missed
     MANY = 12                # misses in a stretch that make it worth to fetch ahead
     EXPOSED = 1 << 16        # the share of translation that is not hidden: all of it
@@ -38,11 +32,6 @@ cdef enum:               # inside this file, why something stopped
     OTHER_SIZE = -5          # the access is done, and TLBs now hold pages of several sizes
 
 
-cdef struct Known:           # the table of level 2 on the way to the addresses of one GiB
-    uint64_t giga
-    const Node *node
-
-
 cdef struct Stretch:
     uint64_t time            # in 1/65536 of a cycle: so far in this call,
     uint64_t limit           # ... at most,
@@ -52,86 +41,7 @@ cdef struct Stretch:
     uint64_t missed          # accesses of this stretch that walked
     bint ahead               # whether to fetch ahead
     bint quick               # whether walks are of the commonest shape, and wait for no walker
-    bint primed              # whether `ring` has the entries for what comes now
-    int fetched              # accesses of the stream, as drawn, that were fetched ahead of
-    const uint64_t *ring[RING]
-    uint64_t below[RING]
-    Known known_first[KNOWN]     # of the guest's table (or the native one)
-    Known known_host[KNOWN]
-
-
-cdef inline const uint64_t *fetch_entry(Known *known, const Table *t, uint64_t address,
-                                        uint64_t *below, bint quick) noexcept nogil:
-    """Fetch the lowest entry on the way to `address`.
-
-    `below` gets the bits of the address that this entry does not translate.
-    """
-    cdef const Node *node
-    cdef const uint64_t *entry
-    cdef int level = t.levels
-    known += (address >> 30) & (KNOWN - 1)
-    if likely(known.giga == address >> 30):
-        node = known.node
-    else:
-        node = t.root
-        while level > 2:
-            entry = &node.entry[index_in(t, address, level)]
-            if not is_child(entry[0]):
-                below[0] = address & ((<uint64_t>1 << t.shift[level]) - 1)
-                return entry
-            node = child_of(entry[0])
-            level -= 1
-        known.giga, known.node = address >> 30, node
-    entry = &node.entry[(address >> 21) & 511 if quick else index_in(t, address, 2)]
-    if is_child(entry[0]):
-        node = child_of(entry[0])
-        entry = &node.entry[(address >> 12) & 511]
-        below[0] = address & 0xFFF
-    else:
-        below[0] = address & 0x1FFFFF
-    prefetch(entry)
-    return entry
-
-
-cdef inline void fetch_far(Stretch *x, const Space *s, const Region *region, uint64_t word,
-                           int at, bint quick) noexcept nogil:
-    """Of an access far ahead, the guest's entry (or the native one)."""
-    prefetch(&region.touched[word >> 19])
-    at &= RING - 1
-    x.ring[at] = fetch_entry(x.known_first, s.guest if quick or s.guest != NULL else s.host,
-                             region.base + (word >> 1), &x.below[at], quick)
-
-
-cdef inline void fetch_near(Stretch *x, const Space *s, int at, bint quick) noexcept nogil:
-    """Of a nearer one, the host's entry that the guest's leads to, now that this has come."""
-    cdef uint64_t entry, below
-    at &= RING - 1
-    entry = x.ring[at][0]
-    if (quick or s.guest != NULL) and likely(entry & LEAF):
-        fetch_entry(x.known_host, s.host, (entry & TARGET) + x.below[at], &below, quick)
-
-
-cdef inline void fetch_ahead(Stretch *x, const Space *s, const Region *region,
-                             const Stream *stream, bint quick) noexcept nogil:
-    """Fetch what later accesses will need of the simulator's own memory, step by step.
-
-    For each access since the last call; hits in a TLB need nothing and do not call.
-    """
-    cdef int i
-    if not x.primed:
-        # A fault may have changed the tables, so nothing is known of them any more.
-        memset(x.known_first, 0xFF, sizeof(x.known_first))
-        memset(x.known_host, 0xFF, sizeof(x.known_host))
-        for i in range(stream.at, min(stream.at + FAR, stream.n)):
-            fetch_far(x, s, region, stream.next[i], i, quick)
-        for i in range(stream.at, min(stream.at + NEAR, stream.n)):
-            fetch_near(x, s, i, quick)
-        x.primed = True
-        x.fetched = stream.at
-    for i in range(x.fetched, min(stream.at + 1, stream.n - FAR)):
-        fetch_far(x, s, region, stream.next[i + FAR], i + FAR, quick)
-        fetch_near(x, s, i + NEAR, quick)
-    x.fetched = stream.at + 1
+    Ahead found              # the entries of accesses to come
 
 
 cdef inline void touch(Region *region, uint64_t page) noexcept nogil:
@@ -153,7 +63,7 @@ cdef inline int run_any(Vcpu *v, Space *s, Region *region, Stream *stream, Stret
         if x.time >= x.limit:
             return RUN_DEADLINE
         if x.ahead:
-            fetch_ahead(x, s, region, stream, False)
+            look_ahead_of(&x.found, s, region, stream, False)
         word = stream.next[stream.at]
         va = region.base + (word >> 1)
         before, walks = m.spent, m.count.walks
@@ -226,7 +136,7 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0, now
     cdef int fault, size = 0
     if x.ahead:
-        fetch_ahead(x, s, region, stream, False)
+        look_ahead_of(&x.found, s, region, stream, False)
     m.tick += 1
     m.count.penalty_cycles += m.l2_penalty
     m.spent += m.l2_penalty
@@ -270,54 +180,42 @@ cdef inline int quick_miss(Vcpu *v, Space *s, Region *region, const Stream *stre
     cdef uint64_t *first = &m.loads.word[m.loads.n]
     cdef uint64_t *entry = NULL
     cdef uint32_t tag
-    cdef int size = 0, status, n
+    cdef int n
     cdef Walk w
     if x.ahead:
-        fetch_ahead(x, s, region, stream, True)
-    key = key_of(s.tag, 0, va >> 12)
+        look_ahead_of(&x.found, s, region, stream, True)
+    else:
+        look_now(&x.found, s, region, stream, True)
     begin_walk(m, &w)
-    status = quick_walk(m, s, &w, va, word & 1, &size, &flags)
-    if status == NOT_QUICK:
-        return run_miss(v, s, region, stream, x, word, key, set_1, 4, True, set_2, 12)
-    m.tick = w.tick = w.tick + 1
-    cycles = m.l2_penalty
-    count.penalty_cycles += cycles
-    m.spent += cycles
-    if not likely(status == OK and size == 0):
-        return quick_miss_odd(v, s, region, x, word, key, set_1, set_2, w, status, size, flags)
+    if not likely(quick_walk(m, s, &w, &x.found.first[stream.at & (RING - 1)],
+                             &x.found.last[stream.at & (RING - 1)], va, word & 1, &flags)):
+        return run_miss(v, s, region, stream, x, word, key_of(s.tag, 0, va >> 12), set_1, 4,
+                        True, set_2, 12)
+    m.tick += 1
     loads = w.next - first
-    w.next[0] = w.hpa & ~<uint64_t>63
+    w.next[0] = w.hpa
     n = <int>(w.next + 1 - &m.loads.word[0])
     m.loads.n = n
-    cycles = (w.guest_hits + w.host_hits + w.nested_hits) * m.walk_cache_latency
+    cycles = (1 + w.host_hits) * m.walk_cache_latency
+    count.penalty_cycles += m.l2_penalty
     count.tlb_misses += 1
     count.walks += 1
-    count.guest_walk_cache_hits += w.guest_hits
+    count.guest_walk_cache_hits += 1
     count.host_walk_cache_hits += w.host_hits
     count.guest_loads += w.guest_loads
     count.host_loads += loads - w.guest_loads
     count.walk_cycles += cycles
+    cycles += m.l2_penalty
     m.spent += cycles
-    x.time += (m.l2_penalty + cycles) * v.exposed
+    x.time += cycles * v.exposed
     look_at_queue(v, x, n)
     x.missed += 1
     touch(region, word >> 13)
-    tag = tag_of(key)
-    enter(set_2, 12, False, key | flags, tag, m.tick, &entry)
-    enter(set_1, 4, True, key | flags, tag, m.tick, &entry)
+    key = key_of(s.tag, 0, va >> 12) | flags
+    tag = part_tag(s.tag, va >> 12)
+    enter(set_2, 12, False, key, tag, m.tick, &entry)
+    enter(set_1, 4, True, key, tag, m.tick, &entry)
     return RUN_BUDGET
-
-
-cdef inline int quick_miss_odd(Vcpu *v, Space *s, Region *region, Stretch *x, uint64_t word,
-                               uint64_t key, uint32_t *set_1, uint32_t *set_2, Walk w,
-                               int status, int size, uint64_t flags) noexcept nogil:
-    """The end of one that met a fault, or a page of another size."""
-    cdef Mmu *m = v.mmu
-    cdef uint64_t before = m.spent - m.l2_penalty
-    status = walk_done(m, &w, status, NOWHERE, True)
-    x.time += (m.spent - before) * v.exposed
-    look_at_queue(v, x, m.loads.n)
-    return after_walk(m, s, region, x, word, key, set_1, 4, True, set_2, 12, status, size, flags)
 
 
 cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
@@ -454,7 +352,7 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
     cdef int first, end, size, status = RUN_BUDGET
     x.quick = m.quick and s.quick and (v.exposed == 0 or v.exposed == EXPOSED)
     x.worst = m.loads.slowest * v.exposed
-    x.primed = False           # a fault may have changed the tables
+    x.found.primed = x.found.knows = False      # a fault may have changed the tables
     while status == RUN_BUDGET and budget[0] > 0:
         if not stream_ready(stream):
             status = RUN_STREAM_END
@@ -462,7 +360,7 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
         keep_time(m)
         first = stream.at
         end = first + <int>min(min(<uint64_t>(stream.n - first), budget[0]), <uint64_t>STRETCH)
-        x.primed = x.primed and x.ahead and first > 0
+        x.found.primed = x.found.primed and x.ahead and first > 0
         x.missed = 0
         while status == RUN_BUDGET and stream.at < end:
             size = plain_size(m)

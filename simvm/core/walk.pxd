@@ -7,15 +7,13 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.cache cimport (Assoc, assoc_find, assoc_insert, enter, guess_way, inlined_int,
                                likely, renew, set_of, tags_in, value_of)
+from simvm.core.fetch cimport Entry
 from simvm.core.loads cimport CHARGED, Found, touch_queued
 from simvm.core.mmu cimport (ADDRESS, AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE, NOWHERE,
                              OK, ORIGIN, PAGE, SHIFT, SIZE_OF_SHIFT, SLAT_FAULT, Counters, Mmu,
                              Space, key_of)
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of, in_group,
                                is_child)
-
-cdef enum:
-    NOT_QUICK = -1           # a status: `quick_walk` is not for this one
 
 # What a walk under way has come to. It lives in `walk_for` and is never pointed to from
 # elsewhere, so the compiler keeps its parts in registers.
@@ -241,10 +239,11 @@ cdef inline inlined_int walk(Mmu *m, const Space *s, Walk *w, uint64_t va, bint 
 
 
 # The same for the shape that is commonest: of Intel's style, four ways in true LRU, tables of
-# 4 KiB, nested. Nearly all walks find the entry of level 2 or 3 in either dimension's walk
-# cache, and there are at most two loads to go, so nothing here loops, and shifts and strides
-# are constants. Who finds neither, or meets what is rare, goes on in the general functions:
-# to look once more for what is not there changes nothing.
+# 4 KiB, nested, leaves of 4 KiB. Nearly all walks find the entry of level 2 or 3 in either
+# dimension's walk cache, and there are at most two loads to go, so nothing here loops, and
+# shifts and strides are constants. The entries are known before (fetch.pxd): a walk need not
+# wait for one load after another, only say which the processor would do. What is rare goes
+# to the general functions: all that was done by then is to renew what they will renew again.
 
 cdef inline bint quick_mmu(const Mmu *m) noexcept nogil:
     return (m.style == INTEL and m.nested_tlb.sets == 0 and not m.targets
@@ -287,111 +286,65 @@ cdef inline inlined_int quick_insert(Assoc *part, uint64_t tag, uint64_t number,
     return 0
 
 
-cdef inline inlined_int quick_nested_walk(Mmu *m, const Space *s, Walk *w, uint64_t gpa,
-                                          bint is_table) noexcept nogil:
-    """`nested_walk`."""
+cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry *first,
+                                   const Entry *last, uint64_t va, bint write,
+                                   uint64_t *dirty) noexcept nogil:
+    """`walk` to the data's line; False when it is not for this one, and nothing is done yet.
+
+    `first` and `last` are where the guest's and the host's leaf are found, both of 4 KiB.
+    """
     cdef uint64_t *found = NULL
-    cdef uint64_t *entry
-    cdef uint64_t slot, address
+    cdef uint64_t *table_leaf = NULL
+    cdef uint64_t hpa, gpa, entry, bits = ACCESSED | (DIRTY if write else 0)
     cdef Node *node
-    cdef Walk apart
-    cdef int status
-    if quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
-        node, slot = <Node *>found[4 * NODE], (gpa >> 12) & 511
-        w.shift = 12
-    elif quick_find(&m.host_cache[3], s.guest_tag, gpa >> 30, &found):
-        node, slot = <Node *>found[4 * NODE], (gpa >> 21) & 511
-        w.shift = 21
-    else:
-        # A copy, part by part, so that `w` itself may stay in registers.
-        apart.next, apart.host_hits, apart.nested_hits, apart.tick = (
-            w.next, w.host_hits, w.nested_hits, w.tick)
-        status = nested_walk_apart(m, s, &apart, gpa, is_table)
-        w.next, w.host_hits, w.nested_hits, w.tick = (
-            apart.next, apart.host_hits, apart.nested_hits, apart.tick)
-        w.hpa, w.leaf, w.shift = apart.hpa, apart.leaf, apart.shift
-        return status
-    w.host_hits += 1
-    queue_load(w, found[4 * ADDRESS] + 8 * slot)
-    entry = &node.entry[slot]
-    if w.shift == 21 and is_child(entry[0]):
-        address = node.entry[512 + slot]
-        node, slot = child_of(entry[0]), (gpa >> 12) & 511
-        entry = &node.entry[slot]
-        quick_insert(&m.host_cache[2], s.guest_tag, gpa >> 21, &found)
-        found[4 * NODE] = <uint64_t>node
-        found[4 * SHIFT] = 21
-        found[4 * ADDRESS] = address
-        w.shift = 12
-        queue_load(w, address + 8 * slot)
-    if not likely(entry[0] & LEAF):
-        m.fault = gpa & TARGET
-        return SLAT_FAULT
-    w.hpa = (entry[0] & TARGET) + (gpa & mask_of(w.shift))
-    w.leaf = entry
-    if is_table:
-        mark(entry, ACCESSED | DIRTY)
-    return OK
-
-
-cdef inline int nested_walk_apart(Mmu *m, const Space *s, Walk *w, uint64_t gpa,
-                                  bint is_table) noexcept nogil:
-    """`nested_walk` by a call: rare here."""
-    return nested_walk(m, s, w, gpa, is_table)
-
-
-cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, uint64_t va, bint write,
-                                   int *size, uint64_t *dirty) noexcept nogil:
-    """`walk`, or NOT_QUICK, with nothing done yet."""
-    cdef uint64_t *found = NULL
-    cdef uint64_t *entry
-    cdef uint64_t hpa, gpa, slot, address, bits = ACCESSED | (DIRTY if write else 0)
-    cdef Node *node
-    cdef int shift = 12, status
+    if first.table == NOWHERE or last.table == NOWHERE or not last.at[0] & LEAF:
+        return False
+    w.guest_loads = w.host_hits = 1
     if quick_find(&m.guest_cache[2], s.tag, va >> 21, &found):
-        node = <Node *>found[4 * NODE]
         hpa = found[4 * PAGE]
     elif quick_find(&m.guest_cache[3], s.tag, va >> 30, &found):
+        queue_load(w, found[4 * PAGE] + 8 * ((va >> 21) & 511))
+        # The guest's table of level 1 is itself found by a walk, of one load.
+        gpa = first.table
+        if not quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
+            return False
         node = <Node *>found[4 * NODE]
-        hpa = found[4 * PAGE]
-        shift = 21
+        table_leaf = &node.entry[(gpa >> 12) & 511]
+        if not table_leaf[0] & LEAF:
+            return False
+        queue_load(w, found[4 * ADDRESS] + 8 * ((gpa >> 12) & 511))
+        w.guest_loads = w.host_hits = 2
+        hpa = table_leaf[0] & TARGET
     else:
-        return NOT_QUICK
-    w.guest_hits += 1
-    if shift == 21:
-        slot = (va >> 21) & 511
-        entry = &node.entry[slot]
-        w.guest_loads += 1
-        queue_load(w, hpa + 8 * slot)
-        if is_child(entry[0]):
-            address = node.entry[512 + slot]
-            node = child_of(entry[0])
-            shift = 12
-            status = quick_nested_walk(m, s, w, address + 8 * ((va >> 12) & 511), True)
-            if status != OK:
-                return status
-            hpa = w.hpa & TARGET
-            quick_insert(&m.guest_cache[2], s.tag, va >> 21, &found)
-            found[4 * NODE] = <uint64_t>node
-            found[4 * PAGE] = hpa
-            found[4 * ORIGIN] = address | 12
-    if shift == 12:
-        slot = (va >> 12) & 511
-        entry = &node.entry[slot]
-        w.guest_loads += 1
-        queue_load(w, hpa + 8 * slot)
-    if not likely(entry[0] & LEAF):
-        m.fault = va & TARGET
-        return GUEST_FAULT
-    gpa = (entry[0] & TARGET) + (va & mask_of(shift))
-    status = quick_nested_walk(m, s, w, gpa, False)
-    if status != OK:
-        return status
-    mark(w.leaf, bits)
-    mark(entry, bits)
-    dirty[0] = (entry[0] & w.leaf[0] & DIRTY) != 0
-    size[0] = SIZE_OF_SHIFT[min(shift, w.shift)]
-    return OK
+        return False
+    queue_load(w, hpa + 8 * ((va >> 12) & 511))
+    entry = first.at[0]
+    gpa = (entry & TARGET) + (va & 0xFFF)
+    if not quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
+        if not quick_find(&m.host_cache[3], s.guest_tag, gpa >> 30, &found):
+            return False
+        queue_load(w, found[4 * ADDRESS] + 8 * ((gpa >> 21) & 511))
+        quick_insert(&m.host_cache[2], s.guest_tag, gpa >> 21, &found)
+        found[4 * NODE] = <uint64_t>node_of(last.at, gpa)
+        found[4 * SHIFT] = 21
+        found[4 * ADDRESS] = last.table
+    if table_leaf != NULL:
+        mark(table_leaf, ACCESSED | DIRTY)
+        quick_insert(&m.guest_cache[2], s.tag, va >> 21, &found)
+        found[4 * NODE] = <uint64_t>node_of(first.at, va)
+        found[4 * PAGE] = hpa
+        found[4 * ORIGIN] = first.table | 12
+    queue_load(w, last.table + 8 * ((gpa >> 12) & 511))
+    mark(last.at, bits)
+    mark(first.at, bits)
+    dirty[0] = (first.at[0] & last.at[0] & DIRTY) != 0
+    w.hpa = (last.at[0] & TARGET) + (gpa & 0xFC0)
+    return True
+
+
+cdef inline Node *node_of(uint64_t *entry, uint64_t address) noexcept nogil:
+    """The node of level 1 whose entry for `address` stands there."""
+    return <Node *>(<char *>(entry - ((address >> 12) & 511)) - 64)
 
 
 cdef inline uint64_t load_cycles(Mmu *m, int first, int last) noexcept nogil:
@@ -427,13 +380,11 @@ cdef inline int walk_for(Mmu *m, const Space *s, uint64_t va, bint write, uint64
     `later`: the caller will `settle` its loads, and there is room for them in the queue.
     """
     cdef Walk w
-    cdef int status = NOT_QUICK
+    cdef int status
     begin_walk(m, &w)
-    if m.quick and s.quick:
-        status = quick_walk(m, s, &w, va, write, size, flags)
-    if status == NOT_QUICK and s.guest != NULL:
+    if s.guest != NULL:
         status = walk(m, s, &w, va, write, True, size, flags)
-    elif status == NOT_QUICK:
+    else:
         status = walk(m, s, &w, va, write, False, size, flags)
     return walk_done(m, &w, status, now, later)
 
