@@ -304,14 +304,17 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry 
         hpa = found[4 * PAGE]
     elif quick_find(&m.guest_cache[3], s.tag, va >> 30, &found):
         queue_load(w, found[4 * PAGE] + 8 * ((va >> 21) & 511))
-        # The guest's table of level 1 is itself found by a walk, of one load.
+        # The guest's table of level 1 is itself found by a walk.
         gpa = first.table
-        if not quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
-            return False
-        node = <Node *>found[4 * NODE]
-        table_leaf = &node.entry[(gpa >> 12) & 511]
-        if not table_leaf[0] & LEAF:
-            return False
+        if quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
+            node = <Node *>found[4 * NODE]
+            table_leaf = &node.entry[(gpa >> 12) & 511]
+            if not table_leaf[0] & LEAF:
+                return False
+        else:
+            table_leaf = quick_table(m, s, w, gpa, (first.at[0] & TARGET) >> 30, &found)
+            if table_leaf == NULL:
+                return False
         queue_load(w, found[4 * ADDRESS] + 8 * ((gpa >> 12) & 511))
         w.guest_loads = w.host_hits = 2
         hpa = table_leaf[0] & TARGET
@@ -340,6 +343,32 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry 
     dirty[0] = (first.at[0] & last.at[0] & DIRTY) != 0
     w.hpa = (last.at[0] & TARGET) + (gpa & 0xFC0)
     return True
+
+
+cdef inline uint64_t *quick_table(Mmu *m, const Space *s, Walk *w, uint64_t gpa, uint64_t data,
+                                  uint64_t **found) noexcept nogil:
+    """The host's leaf under a guest's table, whose entry of level 2 has to come into the cache.
+
+    NULL, with nothing done, unless all goes well here and with the data, in GiB `data`, too.
+    """
+    cdef uint64_t slot = (gpa >> 21) & 511
+    cdef uint64_t *leaf
+    cdef Node *node
+    if (not quick_find(&m.host_cache[3], s.guest_tag, data, found)
+            or not quick_find(&m.host_cache[3], s.guest_tag, gpa >> 30, found)):
+        return NULL
+    node = <Node *>found[0][4 * NODE]
+    if not is_child(node.entry[slot]):
+        return NULL
+    leaf = &child_of(node.entry[slot]).entry[(gpa >> 12) & 511]
+    if not leaf[0] & LEAF:
+        return NULL
+    queue_load(w, found[0][4 * ADDRESS] + 8 * slot)
+    quick_insert(&m.host_cache[2], s.guest_tag, gpa >> 21, found)
+    found[0][4 * NODE] = <uint64_t>child_of(node.entry[slot])
+    found[0][4 * SHIFT] = 21
+    found[0][4 * ADDRESS] = node.entry[512 + slot]
+    return leaf
 
 
 cdef inline Node *node_of(uint64_t *entry, uint64_t address) noexcept nogil:
