@@ -324,16 +324,19 @@ def key_tables() -> str:
     """Every key of a scenario: from the JSON Schema, which the models themselves write."""
     definitions = json_schema()["$defs"]
     tables = (
-        ("[scenario]", "Meta"), ("[host]", "Host"), ("host.reclaim", "Reclaim"),
+        ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
         ("host.swap", "Swap"), ("host.hugetlb", "Hugetlb"), ("[guest.NAME]", "GuestClass"),
         ("guest.NAME.channel", "Channel"), ("[[guest.NAME.workload]]", "Phase"),
+        *_choices("pattern", "kind", "Pattern"),
     )  # fmt: skip
-    parts = [_keys(title, definitions[name]) for title, name in tables]
-    for name, definition in definitions.items():
-        if name.endswith("Pattern"):
-            kind = definition["properties"]["kind"]["const"]
-            parts.append(_keys(f'pattern, kind = "{kind}"', definition))
-    return "\n".join(parts)
+    return "\n".join(_keys(title, definitions[name]) for title, name in tables)
+
+
+def _choices(table: str, key: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """Of a table whose keys depend on a word: a title for each word, and its model."""
+    for name, definition in json_schema()["$defs"].items():
+        if name.endswith(suffix):
+            yield f'{table}, {key} = "{definition["properties"][key]["const"]}"', name
 
 
 def check_table() -> str:
@@ -390,7 +393,6 @@ MEANINGS = {
     "Host.reclaim": "See below.",
     "Host.swap": "See below.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
-    "Reclaim.policy": "`none`: nothing is ever taken back.",
     "Swap.device": "`none`: nothing can be swapped out.",
     "Swap.size": "Required with a device.",
     "Hugetlb.page_size": "That of `host.page_size`.",
@@ -428,7 +430,7 @@ def _keys(title: str, definition: dict[str, Any]) -> str:
     rows = []
     for key, schema in definition["properties"].items():
         name = f"{definition['title']}.{key}"
-        if key == "kind" and "const" in schema:
+        if "const" in schema and f"{key} = " in title:
             continue
         required = key in definition.get("required", ())
         default = FILLED.get(name) or ("required" if required else _default(schema))

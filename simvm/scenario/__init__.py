@@ -24,7 +24,6 @@ from simvm.scenario.models import (
     Pattern,
     Phase,
     PointerChasePattern,
-    Reclaim,
     Scenario,
     SequentialPattern,
     StridedPattern,
@@ -33,6 +32,7 @@ from simvm.scenario.models import (
     UniformPattern,
     ZipfPattern,
 )
+from simvm.scenario.reclaim import LruReclaim, NoReclaim, Reclaim
 
 __all__ = [
     "BASE",
@@ -43,7 +43,9 @@ __all__ = [
     "Host",
     "HotColdPattern",
     "Hugetlb",
+    "LruReclaim",
     "Meta",
+    "NoReclaim",
     "Pattern",
     "Phase",
     "PointerChasePattern",

@@ -13,12 +13,10 @@ other than lru.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
@@ -31,7 +29,9 @@ from pydantic_core import InitErrorDetails
 from simvm import units
 from simvm.hardware import format_cost, parse_cost
 from simvm.scenario import fields as f
+from simvm.scenario.base import Model, choice
 from simvm.scenario.fields import from_text, mistake, one_of
+from simvm.scenario.reclaim import LruReclaim, Reclaim
 from simvm.units import UnitError
 
 SCHEMA_VERSION: Final = 1
@@ -42,15 +42,6 @@ BUILTIN_TRACE: Final = "builtin"
 MAX_CLASSES: Final = 1000
 MAX_PHASES: Final = 1000
 MAX_VARIANTS: Final = 200
-
-
-class Model(BaseModel):
-    """What all parts of a scenario share: immutable, no unknown keys, described by docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True,
-        validate_by_alias=True,
-    )  # fmt: skip
 
 
 # --- patterns ---------------------------------------------------------------------------
@@ -133,13 +124,15 @@ AnyPattern = (
     | DriftingPattern
     | TracePattern
 )
-PATTERNS: Final[tuple[str, ...]] = (
-    "uniform", "zipf", "sequential", "strided", "pointer_chase", "hot_cold", "drifting", "trace",
-)  # fmt: skip
+
 LATER_PATTERNS: Final = ("mix", "usage")
 """Patterns that are not modelled yet."""
 
-Pattern = Annotated[AnyPattern, Field(discriminator="kind")]
+Pattern = Annotated[
+    AnyPattern,
+    Field(discriminator="kind"),
+    choice("kind", *get_args(AnyPattern), later=LATER_PATTERNS),
+]
 
 
 # --- workload ---------------------------------------------------------------------------
@@ -273,20 +266,6 @@ def with_names(phases: Any) -> list[Any]:
 # --- host -------------------------------------------------------------------------------
 
 
-class Reclaim(Model):
-    """How the host takes memory back."""
-
-    policy: Annotated[
-        Literal["none", "lru"], one_of("none", "lru", later=("mglru", "damon"))
-    ] = "lru"
-    watermark_scale_factor: f.ScaleFactor = 10
-    """Distance between the watermarks, in ten-thousandths of memory (Linux mm/page_alloc.c)."""
-    min_free: f.PageMultiple | None = None
-    """The min watermark; by default what Linux computes from the size of memory."""
-    aging_flush: Annotated[Literal["elide", "flush"], one_of("elide", "flush")] = "elide"
-    """Whether clearing A flushes TLBs; KVM on x86 elides that."""
-
-
 class Swap(Model):
     """The swap device. What is None comes from the cost set."""
 
@@ -370,7 +349,7 @@ class Host(Model):
     """TLB entries bear their guest's tag (VPID, ASID, VMID); false: each VM entry drops all."""
     invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
     """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
-    reclaim: Reclaim = Reclaim()
+    reclaim: Reclaim = LruReclaim()
     swap: Swap = Swap()
     hugetlb: Hugetlb | None = None
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
