@@ -13,7 +13,8 @@ from simvm.model import ledger
 from simvm.model.engine import Simulation
 from simvm.model.policies import ActiveInactive
 from simvm.model.queues import Process
-from simvm.model.swap import SwapDevice
+from simvm.model.swap import Wait
+from simvm.model.swap.nvme import Nvme
 from simvm.model.vcpu import VirtualCpu
 from simvm.scenario.models import Scenario
 
@@ -136,19 +137,19 @@ def test_a_page_under_writeback_is_taken_back_without_a_read(
 ) -> None:
     """With a slow device some of what is evicted is wanted again before it is written."""
     reads, hits = [], []
-    read, take = SwapDevice.read_ns, SwapDevice.take_back
+    read, take = Nvme.read, Nvme.take_back
 
-    def read_ns(self: SwapDevice) -> int:
+    def watched_read(self: Nvme, slot: int) -> Wait:
         reads.append(1)
-        return read(self)
+        return read(self, slot)
 
-    def take_back(self: SwapDevice, slot: int) -> int | None:
+    def take_back(self: Nvme, slot: int) -> int | None:
         frame = take(self, slot)
         hits.append(frame is not None)
         return frame
 
-    monkeypatch.setattr(SwapDevice, "read_ns", read_ns)
-    monkeypatch.setattr(SwapDevice, "take_back", take_back)
+    monkeypatch.setattr(Nvme, "read", watched_read)
+    monkeypatch.setattr(Nvme, "take_back", take_back)
     totals = totals_of(small.pressed(
         accesses=3_000, host={"swap": {**NVME, "bandwidth": 64 * MIB}}
     ))  # fmt: skip

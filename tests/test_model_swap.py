@@ -7,7 +7,7 @@ from scenarios_small import BLOCK, MIB, PAGE, US
 
 from simvm.hardware import load_costs
 from simvm.model.clock import Clock
-from simvm.model.swap import SwapDevice
+from simvm.model.swap import Run, make_device
 from simvm.scenario.models import Swap
 
 
@@ -20,13 +20,13 @@ class Device:
             "device": "nvme", "size": 8 * MIB, "latency": 100 * US, "parallelism": 2,
             "bandwidth": 1_024_000_000,
         }  # fmt: skip
-        self.swap = SwapDevice(
+        self.swap = make_device(
             self.env, Swap.model_validate({**base, **settings}), load_costs()
         )
         self.freed: list[tuple[int, list[int]]] = []
 
     def write(self, slots: list[int], frames: list[int]) -> None:
-        self.swap.write(slots, frames, len(slots) * PAGE, self._free)
+        assert self.swap.write(Run(slots, frames), self._free) == 0
 
     def _free(self, frames: list[int]) -> None:
         self.freed.append((self.env.now, frames))
@@ -54,7 +54,7 @@ def test_without_a_device_there_are_no_slots() -> None:
 def test_requests_queue_for_channels() -> None:
     """Two at a time, each 100 us."""
     swap = Device().swap
-    assert [swap.read_ns() // US for _ in range(5)] == [100, 100, 200, 200, 300]
+    assert [swap.read(0).sleep_ns // US for _ in range(5)] == [100, 100, 200, 200, 300]
 
 
 def test_large_writes_queue_for_the_link() -> None:
@@ -64,7 +64,7 @@ def test_large_writes_queue_for_the_link() -> None:
     assert device.swap.slot_for(1) == 0
     device.write(slots, frames)
     assert device.swap.writeback_bytes == BLOCK
-    assert device.swap.read_ns() == 2_048 * US + 4 * US
+    assert device.swap.read(0).sleep_ns == 2_048 * US + 4 * US
     device.env.run()
     assert device.freed == [(2_048 * US, frames)]
     assert device.swap.writeback_bytes == 0

@@ -19,7 +19,7 @@ from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.mmus import CoreMmu
 from simvm.model.queues import Channels, Cores
 from simvm.model.reclaim import Reclaimer
-from simvm.model.swap import SwapDevice
+from simvm.model.swap import make_device
 
 if TYPE_CHECKING:
     from simvm.model.clock import Clock
@@ -70,7 +70,7 @@ class Host:
         self.low_bytes = self.min_bytes + step
         self.high_bytes = self.min_bytes + 2 * step
         self.set_watermarks(kswapd_awake=False)
-        self.swap = SwapDevice(env, host.swap, costs)
+        self.swap = make_device(env, host.swap, costs)
         self.guests: dict[int, Guest] = {}
         self.sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))

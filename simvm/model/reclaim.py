@@ -16,6 +16,7 @@ import numpy as np
 from simvm.hardware.geometry import PAGE
 from simvm.model.policies import POLICIES, Decision
 from simvm.model.queues import Process
+from simvm.model.swap import Run
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
@@ -115,7 +116,7 @@ class Reclaimer:
         split, freed = memory.split_partial(self._policy.new_list, 1)
         if split:
             return freed // PAGE, costs.thp_split_ns
-        if self._host.swap.slots.free_bytes == 0:
+        if not self._host.swap.has_room:
             return 0, costs.reclaim_scan_ns
         decision = self._policy.choose(memory)
         self.folios_scanned += decision.scanned
@@ -165,8 +166,9 @@ class Reclaimer:
         self.folios_reclaimed += 1
         pages = range(size // PAGE)
         slots = [slot + page for page in pages]
-        host.swap.write(slots, [frame + page * PAGE for page in pages], size, self._free)
-        return size // PAGE, costs.zap_2m_ns if order else costs.zap_4k_ns
+        run = Run(slots, [frame + page * PAGE for page in pages])
+        spent = host.swap.write(run, self._free)
+        return size // PAGE, spent + (costs.zap_2m_ns if order else costs.zap_4k_ns)
 
     def _free(self, frames: list[int]) -> None:
         self._memory.frames.free_many(np.array(frames, dtype=np.uint64))

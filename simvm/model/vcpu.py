@@ -353,15 +353,17 @@ class VirtualCpu:
         yield from self.spend(("swap_in_ns", host.costs.swap_fault_ns))
 
     def _read(self, address: int, slot: int) -> Process:
-        """Read a page from the device, asleep; others that want the page wait for it."""
+        """Read a page; others that want it wait. The vCPU sleeps if the device takes time."""
         guest, host = self.guest, self.guest.host
         frame = host.memory.frames.allocate_4k()
         done = guest.reads[slot] = self._env.event()
         host.swap.reading_bytes += PAGE
         started = self._env.now
-        self.leave_core()
+        takes = host.swap.read(slot)
+        if takes.sleep_ns:
+            self.leave_core()
         try:
-            yield self._env.timeout(host.swap.read_ns())
+            yield self._env.timeout(takes.sleep_ns + takes.cpu_ns)
         except simpy.Interrupt:
             host.memory.frames.free_4k(frame)
             raise

@@ -1,0 +1,86 @@
+"""An NVMe-like device: a queue of requests, and pages whose write is under way.
+
+It serves `parallelism` requests at a time, each for `latency`, and moves `bandwidth` bytes
+per second in all: a request ends when both its channel and the shared link are through
+with it. All are ranges without a published figure.
+
+A page under writeback is in the swap cache: a fault maps its frame again without a read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import simpy
+
+from simvm.hardware.geometry import PAGE
+from simvm.model.queues import Channels
+from simvm.model.swap.base import Free, Run, SwapDevice, Wait
+
+if TYPE_CHECKING:
+    from simvm.hardware import Costs
+    from simvm.model.clock import Clock
+    from simvm.scenario import Swap
+
+
+class Writeback:
+    """Pages on their way to the device: slot and frame of each."""
+
+    def __init__(self, run: Run) -> None:
+        self.frames: dict[int, int] = dict(zip(run.slots, run.frames, strict=True))
+
+
+class Nvme(SwapDevice):
+    """A block device behind a queue; whoever waits for it sleeps."""
+
+    def __init__(self, env: Clock, settings: Swap, costs: Costs) -> None:
+        super().__init__(env, settings.size)
+        self._latency = settings.latency or costs.nvme_latency_ns
+        self._bandwidth = settings.bandwidth or costs.nvme_bandwidth_bytes_per_s
+        self._channels = Channels(settings.parallelism or costs.nvme_parallelism)
+        self._link = Channels()
+        self._under_writeback: dict[int, Writeback] = {}
+
+    def write(self, run: Run, free: Free) -> int:
+        batch = Writeback(run)
+        for slot in run.slots:
+            self._under_writeback[slot] = batch
+        size = len(run.slots) * PAGE
+        self.writeback_bytes += size
+        done = self._env.timeout(self._request(size))
+
+        def finish(_: simpy.Event) -> None:
+            for slot in run.slots:
+                if self._under_writeback.get(slot) is batch:
+                    del self._under_writeback[slot]
+            rest = list(batch.frames.values())
+            self.writeback_bytes -= len(rest) * PAGE
+            free(rest)
+            self._wake()
+
+        assert done.callbacks is not None
+        done.callbacks.append(finish)
+        return super().write(run, free)
+
+    def read(self, slot: int) -> Wait:
+        return Wait(0, self._request(PAGE))
+
+    def take_back(self, slot: int) -> int | None:
+        batch = self._under_writeback.pop(slot, None)
+        if batch is None:
+            return None
+        self.writeback_bytes -= PAGE
+        return batch.frames.pop(slot)
+
+    def free_slots(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._under_writeback.pop(slot, None)
+        super().free_slots(slots)
+
+    def _request(self, size: int) -> int:
+        """ns until a request made now is done: its channel's latency, and the shared link."""
+        now = self._env.now
+        channel = self._channels.reserve(now, self._latency) + self._latency
+        transfer = size * 1_000_000_000 // self._bandwidth
+        return max(channel, self._link.reserve(now, transfer) + transfer)
