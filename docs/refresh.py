@@ -326,7 +326,8 @@ def key_tables() -> str:
     tables = (
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
         ("host.swap", "Swap"), ("host.hugetlb", "Hugetlb"), ("[guest.NAME]", "GuestClass"),
-        ("guest.NAME.channel", "Channel"), ("[[guest.NAME.workload]]", "Phase"),
+        *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
+        ("[[guest.NAME.workload]]", "Phase"),
         *_choices("pattern", "kind", "Pattern"),
     )  # fmt: skip
     return "\n".join(_keys(title, definitions[name]) for title, name in tables)
@@ -405,7 +406,6 @@ MEANINGS = {
     "GuestClass.page_size": "What the guest maps regions with; 2 MiB falls back to 4 KiB.",
     "GuestClass.channel": "See below.",
     "GuestClass.workload": "Phases, each in a table of its own.",
-    "Channel.kind": "`passthrough`: names and frees are hinted to the host as they happen.",
     "Phase.pattern": "Where the accesses go; without it the phase only allocates or frees.",
     "Phase.accesses_per_request": "Open loop: how many accesses serve one request.",
     "Phase.write_fraction": "Share of the accesses that write.",

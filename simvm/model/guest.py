@@ -24,6 +24,7 @@ from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
 from simvm.model.vcpu import GuestKilled, VirtualCpu
+from simvm.scenario import NoChannelSettings
 
 if TYPE_CHECKING:
     from simvm.model.faults import FaultPath
@@ -119,7 +120,8 @@ class Guest:
         # A quarter of what three levels reach: the lower half of the addresses is the program's.
         self.first_address = min(FIRST_ADDRESS, 1 << self._table_format.address_bits - 2)
         self.fault_path = path
-        self.channel = CHANNELS[config.channel.kind if self.is_vm else "none"]()
+        channel = config.channel if self.is_vm else NoChannelSettings()
+        self.channel = CHANNELS[channel.kind](channel)
         self.mmu_lock = Channels()
         self.invalidations = 0
         self.fault_retries = 0

@@ -1,5 +1,6 @@
 """Scenarios: frozen, validated models, read from TOML with every mistake at once."""
 
+from simvm.scenario.channels import ChannelSettings, NoChannelSettings, PassthroughChannelSettings
 from simvm.scenario.dump import digest, to_toml
 from simvm.scenario.expect import failures
 from simvm.scenario.load import (
@@ -14,7 +15,6 @@ from simvm.scenario.load import (
 )
 from simvm.scenario.models import (
     BUILTIN_TRACE,
-    Channel,
     DriftingPattern,
     GuestClass,
     Host,
@@ -37,7 +37,7 @@ from simvm.scenario.reclaim import LruReclaim, NoReclaim, Reclaim
 __all__ = [
     "BASE",
     "BUILTIN_TRACE",
-    "Channel",
+    "ChannelSettings",
     "DriftingPattern",
     "GuestClass",
     "Host",
@@ -45,7 +45,9 @@ __all__ = [
     "Hugetlb",
     "LruReclaim",
     "Meta",
+    "NoChannelSettings",
     "NoReclaim",
+    "PassthroughChannelSettings",
     "Pattern",
     "Phase",
     "PointerChasePattern",

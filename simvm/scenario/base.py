@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from simvm.scenario.fields import one_of
+from simvm.scenario.fields import mistake, one_of
 
 
 class Model(BaseModel):
@@ -36,12 +36,19 @@ def choice(
 ) -> WrapValidator:
     """A table that is one of `models`, by the word that stands at `key`.
 
-    Stands beside ``Field(discriminator=key)`` in the annotation of the union. Without the
-    word it is `default`, or a mistake; a word of `later` is "not modelled yet". Mistakes
-    inside the table are placed by its keys, without the word.
+    Stands beside ``Field(discriminator=key)`` in the annotation of the union.
     """
-    chosen = {words_of(model)[key]: model for model in models}
-    check: Any = one_of(*chosen, later=later).func
+    return choice_from(key, {words_of(model)[key]: model for model in models}, default, later)
+
+
+def choice_from(
+    key: str, chosen: Mapping[str, type[BaseModel]], default: str | None, later: Sequence[str]
+) -> WrapValidator:
+    """A table that is of the model in `chosen`, which may grow, that the word at `key` names.
+
+    Without the word it is `default`, or a mistake; a word of `later` is "not modelled yet".
+    Mistakes inside the table are placed by its keys, without the word.
+    """
 
     def pick(value: Any, validate: Callable[[Any], Any], info: ValidationInfo) -> Any:
         if not isinstance(value, Mapping):
@@ -50,9 +57,8 @@ def choice(
         try:
             if word is None:
                 fix = f'add {key} = "{next(iter(chosen))}", or one of {", ".join(chosen)}'
-                raise PydanticCustomError(
-                    "mistake", "{rule}; fix: {fix}", {"rule": "is required", "fix": fix}
-                )
+                raise mistake("is required", fix)
+            check: Any = one_of(*chosen, later=later).func
             check(word, info)
         except PydanticCustomError as error:
             place: Any = {"type": error, "loc": (key,), "input": word}

@@ -6,8 +6,8 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 see by itself; `simvm.scenario.check` holds the rules between them.
 
 Left out, and refused where a file asks for it: sampled fidelity, several NUMA
-nodes, hotplug, channels other than passthrough, reclaim policies
-other than lru.
+nodes, hotplug, reclaim policies other than lru, and the kinds of channels that
+`simvm.scenario.channels` lists as later.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from simvm import units
 from simvm.hardware import format_cost, parse_cost
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
+from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.reclaim import LruReclaim, Reclaim
 from simvm.units import UnitError
@@ -185,18 +186,6 @@ class Phase(Model):
 # --- guests -----------------------------------------------------------------------------
 
 
-class Channel(Model):
-    """How guests of a class tell the host what they no longer need."""
-
-    kind: Annotated[
-        Literal["none", "passthrough"],
-        one_of(
-            "none", "passthrough",
-            later=("balloon", "free_page_reporting", "virtio_mem", "shared_allocator"),
-        ),
-    ] = "none"  # fmt: skip
-
-
 class GuestClass(Model):
     """A class of guests, all alike."""
 
@@ -223,7 +212,7 @@ class GuestClass(Model):
     """shadow: no SLAT, the host shadows guest tables; none: a container on the same host."""
     table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
-    channel: Channel = Channel()
+    channel: AnyChannel = NoChannelSettings()
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
 
     @property

@@ -3,7 +3,8 @@
 Keys of the scenario's tables, joined by dots; a class of guests and a phase stand
 under their names. It serves ``--set`` and ``[variant]``, and with the summary's
 names in place of the scenario's, ``[expect]``. A path changes a value, or a small
-table such as ``host.swap`` as a whole; it never makes a class or a phase.
+table such as ``host.swap`` as a whole; it never makes a class or a phase. Where a word
+says which keys a table has (``kind`` of a channel), another word drops those that it has not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pydantic import BaseModel
 
 from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, VALUE_NAMES
 from simvm.errors import did_you_mean
+from simvm.scenario.base import words_of
+from simvm.scenario.channels import ChannelSettings
 from simvm.scenario.fields import NAME
 from simvm.scenario.models import GuestClass, Host, Meta, Phase
 
@@ -87,6 +90,8 @@ def _value(text: str) -> Any:
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models that a type is made of, such as the patterns in ``Pattern | None``."""
+    if annotation is ChannelSettings:
+        return [*ChannelSettings.kinds.values()]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is Annotated:
@@ -122,6 +127,10 @@ def assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             table, models, rest = _phase(table, rest), [Phase], rest[2:]
             continue
         if len(rest) == 1:
+            chosen = [model for model in models if words_of(model).get(key) == value]
+            if chosen and len(models) > 1:
+                for other in table.keys() - keys_of(chosen).keys():
+                    del table[other]
             table[key] = value
             return
         if not below and get_origin(known[key]) is not dict:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Channel(Protocol):
-    """What a guest's kernel does with memory that it has named or freed."""
+    """What a guest's kernel does with memory that it has named or freed.
+
+    Made by a call with the settings of its kind, once for each guest.
+    """
 
     def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         """A region was made and has a name."""

@@ -10,10 +10,14 @@ from simvm.model.queues import Process
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
     from simvm.model.vcpu import VirtualCpu
+    from simvm.scenario import ChannelSettings
 
 
 class NoChannel:
     """The host learns nothing: what the guest frees stays backed. Others build on it."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        self.settings = settings
 
     def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         yield from ()

@@ -1,0 +1,83 @@
+"""Settings of the channels between guest and host: one model for each kind, open to more.
+
+`kind` says which model a channel's table is. A channel from elsewhere joins with
+`simvm.model.channels.register`, which calls `register` here: the models of a scenario must
+not know those of the simulation.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import GetJsonSchemaHandler, SerializeAsAny
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from simvm.scenario.base import Model, choice_from
+from simvm.scenario.fields import NAME
+
+LATER: Final = ("balloon", "free_page_reporting", "virtio_mem", "shared_allocator")
+"""Kinds that are not modelled yet."""
+
+
+class ChannelSettings(Model):
+    """How guests of a class tell the host what they no longer need."""
+
+    kind: str
+    kinds: ClassVar[dict[str, type[ChannelSettings]]] = {}
+    """By kind, the model of its table."""
+
+
+class NoChannelSettings(ChannelSettings):
+    """The host learns nothing: what a guest frees stays backed."""
+
+    kind: Literal["none"] = "none"
+
+
+class PassthroughChannelSettings(ChannelSettings):
+    """The guest's hints of pvmemcontrol: names and frees reach the host as they happen."""
+
+    kind: Literal["passthrough"] = "passthrough"
+
+
+def register(kind: str, settings: type[ChannelSettings]) -> None:
+    """Let scenarios have a kind of channel.
+
+    Raises
+    ------
+    ValueError
+        The kind is taken, is no name, or is not what the model's `kind` says.
+    """
+    own = settings.model_fields["kind"].default
+    if own != kind:
+        raise ValueError(f"the kind (={own!r}) of {settings.__name__} must be {kind!r}")
+    if kind in ChannelSettings.kinds or not NAME.fullmatch(kind):
+        raise ValueError(f"kind (={kind!r}) must be a name that no channel has yet")
+    ChannelSettings.kinds[kind] = settings
+
+
+register("none", NoChannelSettings)
+register("passthrough", PassthroughChannelSettings)
+
+
+class _Described:
+    """The JSON Schema of a table that is of one of the kinds that are registered by then."""
+
+    def __get_pydantic_json_schema__(
+        self, _: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        # A name makes each model a definition of its own, as those of a static union are.
+        choices: dict[Any, Any] = {
+            kind: {**model.__pydantic_core_schema__, "ref": f"{model.__qualname__}:{id(model)}"}
+            for kind, model in ChannelSettings.kinds.items()
+        }
+        return handler(core_schema.tagged_union_schema(choices, "kind"))
+
+
+AnyChannel = Annotated[
+    ChannelSettings,
+    SerializeAsAny(),
+    choice_from("kind", ChannelSettings.kinds, "none", LATER),
+    _Described(),
+]
+"""Settings of a kind that is registered; without a word, `none`."""
