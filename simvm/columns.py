@@ -73,6 +73,7 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
     _gauge("swapped_bytes", "Guest memory that lies on a swap device."),
     _gauge("stranded_bytes", "Backed by the host but free in the guest."),
+    _gauge("withheld_bytes", "Guest memory that a channel keeps from it, as a balloon does."),
     _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
     _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
     _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),

@@ -59,6 +59,11 @@ class Costs:
     thp_split_ns: int
     hint_call_ns: int
     """One call over the channel, guest and VMM, beside what it makes the host do."""
+    balloon_inflate_4k_ns: int
+    """A page taken by a balloon, guest and VMM, without the zap."""
+    balloon_inflate_2m_ns: int
+    balloon_deflate_4k_ns: int
+    balloon_deflate_2m_ns: int
     context_switch_ns: int
     timeslice_ns: int
     nvme_latency_ns: int

@@ -12,6 +12,7 @@ Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -312,30 +313,41 @@ class Guest:
         for mmu in self.mmus.values():
             mmu.queue(self.owner, flush)
 
-    def shoot_down(self) -> int:
+    def shoot_down(self, times: int = 1) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""
         costs = self.host.costs
         running = [vcpu for vcpu in self.vcpus if vcpu.running]
         for vcpu in running:
-            vcpu.kick()
-        self.shootdowns += 1
+            vcpu.kick(times)
+        self.shootdowns += times
         cost = costs.shootdown_base_ns + costs.shootdown_per_receiver_ns * len(running)
-        self.mmu_lock.reserve(self.host.env.now, costs.mmu_lock_hold_ns)
-        return cost
+        self.mmu_lock.reserve(self.host.env.now, times * costs.mmu_lock_hold_ns)
+        return times * cost
 
     def zap(self, start: int, length: int) -> int:
         """Unmap and free a range of the backing; what that costs its caller, in ns."""
+        return self.zap_all([(start, length)], length)
+
+    def zap_all(self, extents: Iterable[tuple[int, int]], step: int) -> int:
+        """Unmap and free (start, length) ranges in calls of `step` bytes; their cost in ns.
+
+        A call that unmaps something, or splits a leaf, has a shootdown of its own.
+        """
         costs = self.host.costs
+        cost = shootdowns = 0
         self.note_backed()
-        leaves, splits, slots = self.backing.zap(start, length)
-        self.host.swap.free_slots([int(slot) for slot in slots])
+        for start, length in extents:
+            leaves, splits, slots = self.backing.zap(start, length)
+            self.host.swap.free_slots([int(slot) for slot in slots])
+            self.host_splits += splits
+            if not (sum(leaves) or splits):
+                continue
+            self.invalidate(start, length)
+            cost += leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
+            cost += splits * costs.thp_split_ns
+            shootdowns += max(1, min(sum(leaves), length // step))
         self.note_backed()
-        self.host_splits += splits
-        if not (sum(leaves) or splits):
-            return 0
-        self.invalidate(start, length)
-        cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
-        return cost + splits * costs.thp_split_ns + self.shoot_down()
+        return cost + self.shoot_down(shootdowns) if shootdowns else 0
 
     def trap_ns(self) -> int:
         """Shadow paging: what exits that nobody has paid for yet take, in ns."""

@@ -40,6 +40,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "host_tables_bytes": guest.host_table_bytes,
         "guest_tables_bytes": guest.guest_table_bytes,
         "stranded_bytes": guest.stranded_bytes,
+        "withheld_bytes": guest.channel.withheld_bytes if guest.alive else 0,
         "vmm_overhead_bytes": len(guest.vmm_pages) << 12,
         "guest_faults": sum(sum(vcpu.core.guest_faults) for vcpu in guest.vcpus),
         "page_table_writes": guest.shadow.writes if guest.shadow else 0,

@@ -161,10 +161,10 @@ class VirtualCpu:
 
     # --- invalidation -------------------------------------------------------------------
 
-    def kick(self) -> None:
-        """An invalidation from the host interrupts the vCPU where it runs."""
+    def kick(self, times: int = 1) -> None:
+        """Invalidations from the host interrupt the vCPU where it runs."""
         if self._on is not None:
-            self._kicks += 1
+            self._kicks += times
 
     def exit_to_host(self) -> None:
         """The vCPU leaves the guest. Without tags that drops all translations of its core."""
@@ -309,8 +309,10 @@ class VirtualCpu:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
         elif reason == _core.RUN_GUEST_NO_MEMORY:
-            self.guest.fail("no free memory in the guest")
-            raise GuestKilled
+            relieved = yield from self.guest.channel.out_of_memory(self, self.guest)
+            if not relieved:
+                self.guest.fail("no free memory in the guest")
+                raise GuestKilled
 
     def _reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""

@@ -13,11 +13,14 @@ from pydantic import GetJsonSchemaHandler, SerializeAsAny
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice_from
-from simvm.scenario.fields import NAME
 
-LATER: Final = ("balloon", "free_page_reporting", "virtio_mem", "shared_allocator")
+LATER: Final = ("free_page_reporting", "virtio_mem", "shared_allocator")
 """Kinds that are not modelled yet."""
+
+INTERVAL: Final = 1_000_000_000
+"""Between two looks of a controller, ns: no kernel's default, but a host agent's choice."""
 
 
 class ChannelSettings(Model):
@@ -40,6 +43,29 @@ class PassthroughChannelSettings(ChannelSettings):
     kind: Literal["passthrough"] = "passthrough"
 
 
+class SizedChannelSettings(ChannelSettings):
+    """A channel by which the host sizes its guests: one of target, schedule and keep_free."""
+
+    target: f.PageMultiple | None = None
+    """Memory that each guest is left with, from the end of its boot on."""
+    schedule: f.Schedule | None = None
+    """The same from a simulated time on, such as { 10s = "2GiB", 60s = "8GiB" }."""
+    keep_free: f.PageMultipleOrZero | None = None
+    """Free memory that the host leaves each guest, above what it needs; looked at by `interval`."""
+    interval: f.Duration = INTERVAL
+    """From one look at the guest's free memory to the next; the controller's choice."""
+
+
+class BalloonChannelSettings(SizedChannelSettings):
+    """virtio-balloon: the guest takes free pages and names them to the host, which drops them."""
+
+    kind: Literal["balloon"] = "balloon"
+    page_size: f.BalloonPage = 4096
+    """What is taken at once; 2 MiB is no part of the driver in Linux."""
+    deflate_on_oom: f.Flag = True
+    """Whether a guest that runs out of memory takes pages back, 1 MiB at a time."""
+
+
 def register(kind: str, settings: type[ChannelSettings]) -> None:
     """Let scenarios have a kind of channel.
 
@@ -51,13 +77,14 @@ def register(kind: str, settings: type[ChannelSettings]) -> None:
     own = settings.model_fields["kind"].default
     if own != kind:
         raise ValueError(f"the kind (={own!r}) of {settings.__name__} must be {kind!r}")
-    if kind in ChannelSettings.kinds or not NAME.fullmatch(kind):
+    if kind in ChannelSettings.kinds or not f.NAME.fullmatch(kind):
         raise ValueError(f"kind (={kind!r}) must be a name that no channel has yet")
     ChannelSettings.kinds[kind] = settings
 
 
 register("none", NoChannelSettings)
 register("passthrough", PassthroughChannelSettings)
+register("balloon", BalloonChannelSettings)
 
 
 class _Described:

@@ -9,12 +9,13 @@ other words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import Cpu, load_cpu
+from simvm.scenario import check_channels
+from simvm.scenario.finding import Finding
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
 
@@ -33,16 +34,6 @@ MOST_TAGS: Final = 16_383
 itself and of its kernel, and one for each of its processes."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A rule that does not hold: the key it is about, and the other keys it looked at."""
-
-    key: str
-    rule: str
-    fix: str
-    uses: tuple[str, ...] = ()
-
-
 def findings(scenario: Scenario) -> Iterator[Finding]:
     """Every rule that `scenario` breaks."""
     yield from _time(scenario)
@@ -52,6 +43,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
+        yield from check_channels.findings(where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from simvm.model.channels.balloon import Balloon
 from simvm.model.channels.base import Channel
 from simvm.model.channels.none import NoChannel
 from simvm.model.channels.passthrough import Passthrough
@@ -21,7 +22,11 @@ from simvm.scenario.channels import ChannelSettings
 Factory = Callable[[Any], Channel]
 """Makes a guest's channel from the settings of its kind."""
 
-CHANNELS: dict[str, Factory] = {"none": NoChannel, "passthrough": Passthrough}
+CHANNELS: dict[str, Factory] = {
+    "none": NoChannel,
+    "passthrough": Passthrough,
+    "balloon": Balloon,
+}
 """By kind. The settings of these are in `simvm.scenario.channels`, which stands alone."""
 
 

@@ -18,6 +18,11 @@ class Channel(Protocol):
     Made by a call with the settings of its kind, once for each guest.
     """
 
+    @property
+    def withheld_bytes(self) -> int:
+        """What the channel keeps from the guest, of the guest's memory."""
+        ...
+
     def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         """A region was made and has a name."""
         ...
@@ -26,6 +31,10 @@ class Channel(Protocol):
         self, vcpu: VirtualCpu, guest: Guest, extents: Sequence[tuple[int, int]]
     ) -> Process:
         """Guest-physical (start, length) extents are free in the guest."""
+        ...
+
+    def out_of_memory(self, vcpu: VirtualCpu, guest: Guest) -> Process:
+        """The guest has no free memory: whether the channel gave it some, on the vCPU's time."""
         ...
 
     def serve(self, guest: Guest) -> Process:

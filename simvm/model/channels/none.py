@@ -18,6 +18,7 @@ class NoChannel:
 
     def __init__(self, settings: ChannelSettings) -> None:
         self.settings = settings
+        self.withheld_bytes = 0
 
     def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         yield from ()
@@ -26,6 +27,10 @@ class NoChannel:
         self, vcpu: VirtualCpu, guest: Guest, extents: Sequence[tuple[int, int]]
     ) -> Process:
         yield from ()
+
+    def out_of_memory(self, vcpu: VirtualCpu, guest: Guest) -> Process:
+        yield from ()
+        return False
 
     def serve(self, guest: Guest) -> Process:
         yield from ()
