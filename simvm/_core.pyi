@@ -27,8 +27,17 @@ RUN_SWAPPED: Final[int]
 RUN_NO_MEMORY: Final[int]
 RUN_POOL_EMPTY: Final[int]
 RUN_GUEST_NO_MEMORY: Final[int]
+RUN_PROTECTED: Final[int]
 
 PARTIAL_LIST: Final[int]
+LAZY_LIST: Final[int]
+UNEVICTABLE_LIST: Final[int]
+POPULATED: Final[int]
+STOP_SWAPPED: Final[int]
+STOP_NO_MEMORY: Final[int]
+STOP_MANY: Final[int]
+CUT: Final[int]
+FORBIDDEN: Final[int]
 
 class Leaf(NamedTuple):
     base: int
@@ -95,6 +104,8 @@ class PageTable:
     def leaves(self) -> tuple[int, int, int]: ...  # by order
     @property
     def swapped_pages(self) -> int: ...
+    @property
+    def held_pages(self) -> int: ...  # of leaves
 
 class AddressSpace:
     def __init__(
@@ -156,6 +167,8 @@ class HostMemory:
     def swap_out(self, folio: int, slot: int) -> None: ...
     def split(self, folio: int, which: int) -> None: ...
     def split_partial(self, which: int, limit: int) -> tuple[int, int]: ...  # (blocks, bytes)
+    # pages of 4 KiB; (folio, whether it was written since)
+    def lazy(self, pages: int) -> list[tuple[int, bool]]: ...
 
 class Shadow:
     def __init__(self, end: int, write_ns: int = 0, fill_ns: int = 0) -> None: ...
@@ -200,6 +213,22 @@ class Backing:
     def zap(self, start: int, length: int) -> tuple[tuple[int, int, int], int, _Uint64s]: ...
     def swap_in(self, address: int, frame: int, which: int) -> int: ...  # the slot
     def slot_of(self, address: int) -> int | None: ...
+    def mark(self, start: int, end: int, bit: int, on: bool) -> None: ...  # CUT, FORBIDDEN
+    def allow(self, address: int) -> None: ...
+    def cut(self, address: int) -> int: ...  # splits
+    # leaves by order
+    def hold(
+        self, start: int, end: int, *, accessed: bool = False, dirty: bool = False
+    ) -> tuple[int, int, int]: ...
+    # (folios, bytes freed)
+    def relist(self, start: int, end: int, which: int, only: int = 0) -> tuple[int, int]: ...
+    # (why it stopped, where, new folios by order, folios moved)
+    def populate(
+        self, start: int, end: int, many: int
+    ) -> tuple[int, int, tuple[int, int, int], int]: ...
+    def folios(self, start: int, end: int) -> list[int]: ...
+    def written(self, start: int, end: int) -> bool: ...
+    def backed_bytes(self, start: int, end: int) -> int: ...
     def stranded_bytes(self, guest: BlockAllocator) -> int: ...
     def claim(self, claimed: _Uint64s) -> bool: ...  # a bit per 4 KiB page
     def shadow_agrees(self) -> bool: ...
@@ -217,6 +246,8 @@ class Region:
     def unmap_tail(
         self, guest: PageTable, memory: BlockAllocator, size: int
     ) -> list[tuple[int, int]]: ...
+    # [(start, length)] in guest-physical memory, in order and merged
+    def extents(self, guest: PageTable) -> list[tuple[int, int]]: ...
     def forget_tail(self, size: int) -> None: ...
     # bytes: (4 KiB, 2 MiB, 1 GiB, swapped)
     def backing_of(
@@ -287,7 +318,11 @@ class Vcpu:
     def counters(self) -> dict[str, int]: ...
     # fault_ns by order
     def set_costs(
-        self, fault_ns: Sequence[int], guest_fault_ns: int, zero_ns_per_mib: int
+        self,
+        fault_ns: Sequence[int],
+        guest_fault_ns: int,
+        zero_ns_per_mib: int,
+        remap_ns: int = 0,
     ) -> None: ...
     def set_phase(self, cycles_per_access: int, walk_exposed: float) -> None: ...
     def run(
@@ -316,6 +351,8 @@ class Vcpu:
     def guest_faults(self) -> tuple[int, int, int]: ...  # by order
     @property
     def slat_faults(self) -> tuple[int, int, int]: ...  # by order
+    @property
+    def remapped(self) -> int: ...  # faults that found a held frame
     @property
     def served(self) -> int: ...  # faults and zeroed bytes, added up
     @property

@@ -11,12 +11,13 @@ door to Python. It validates, owns memory, and gives one class to each structure
 It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, times ns.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from numpy.random cimport bitgen_t
 
+cimport simvm.core.advice as advice
 cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
 cimport simvm.core.flush as flush
@@ -53,8 +54,12 @@ RUN_BUDGET, RUN_DEADLINE = vcpu.RUN_BUDGET, vcpu.RUN_DEADLINE
 RUN_STREAM_END, RUN_TRAIN = vcpu.RUN_STREAM_END, vcpu.RUN_TRAIN
 RUN_PRESSURE, RUN_SWAPPED = vcpu.RUN_PRESSURE, vcpu.RUN_SWAPPED
 RUN_NO_MEMORY, RUN_POOL_EMPTY = vcpu.RUN_NO_MEMORY, vcpu.RUN_POOL_EMPTY
-RUN_GUEST_NO_MEMORY = vcpu.RUN_GUEST_NO_MEMORY
+RUN_GUEST_NO_MEMORY, RUN_PROTECTED = vcpu.RUN_GUEST_NO_MEMORY, vcpu.RUN_PROTECTED
 PARTIAL_LIST = hostmem.PARTIAL_LIST
+LAZY_LIST, UNEVICTABLE_LIST = hostmem.LAZY_LIST, hostmem.UNEVICTABLE_LIST
+POPULATED, STOP_SWAPPED = advice.POPULATED, advice.STOP_SWAPPED
+STOP_NO_MEMORY, STOP_MANY = advice.STOP_NO_MEMORY, advice.STOP_MANY
+CUT, FORBIDDEN = vcpu.CUT, vcpu.FORBIDDEN
 
 Leaf = namedtuple("Leaf", ["base", "target", "order", "accessed", "dirty"])
 
@@ -335,13 +340,18 @@ cdef class PageTable:
 
     @property
     def leaves(self):
-        """Leaves by order."""
+        """Leaves by order, held ones included."""
         return self.c.leaves[0], self.c.leaves[1], self.c.leaves[2]
 
     @property
     def swapped_pages(self):
         """4 KiB pages whose content is on the swap device."""
         return self.c.swapped
+
+    @property
+    def held_pages(self):
+        """4 KiB pages of `leaves` that the processor does not find: held frames."""
+        return self.c.held
 
 
 cdef void prune_below(table.Table *t, table.Node *node) noexcept:

@@ -9,13 +9,15 @@ from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
 from simvm.core.shadow cimport shadow_drop_leaf, shadow_test_and_clear_accessed
-from simvm.core.table cimport (LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_accessed, clear_entry, find_entry, find_leaf, index_in,
-                               is_child, prune_up,
-                               span_of, table_split, withdraw)
+from simvm.core.table cimport (HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
+                               clear_accessed, clear_entry, find_entry, find_frame, find_leaf,
+                               has_frame, index_in, is_child, prune_up, span_of, table_split,
+                               withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
-cdef enum:
+cdef enum:               # lists that no policy has
+    LAZY_LIST = 13        # the guest has freed it: dropped when memory is short, unless written
+    UNEVICTABLE_LIST = 14 # locked
     PARTIAL_LIST = 15     # blocks of which some pages are no longer mapped
 
 cdef struct Zapped:
@@ -70,7 +72,7 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
         span = span_of(level - 1)
         base = at & ~(span - 1)
         old = entry[0]
-        if old & LEAF and (base < start or base + span > end):
+        if has_frame(old) and (base < start or base + span > end):
             if not b.from_pool:
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
                 if table_split(b.table, node, index_in(b.table, at, level)) != 0:
@@ -78,7 +80,7 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
                 z.splits += 1
                 continue
         elif old != 0:
-            if old & LEAF:
+            if has_frame(old):
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
             clear_entry(b.table, node, index_in(b.table, at, level))
             if old & SWAPPED:
@@ -112,12 +114,14 @@ cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noe
     cdef uint64_t address = (h.folios.owner[folio] & 0xFFFFFFFFFFULL) << 12
     cdef Node *at = NULL
     cdef int order = 0, i
-    cdef uint64_t *entry = find_leaf(t, address, &at, &order)
+    cdef uint64_t *entry = find_frame(t, address, &at, &order)
     if (entry == NULL or order != folio_order(&h.folios, folio)
             or entry[0] & TARGET != folio_address(&h.folios, folio)):
         return -1
     shadow_drop_leaf(b.shadow, entry, address, order)
     folio_remove(&h.folios, folio)
+    if entry[0] & HELD:
+        t.held -= span_of(order) >> 12
     if order == 0:
         entry[0] = (slot << 12) | SWAPPED
         t.leaves[0] -= 1
@@ -142,7 +146,7 @@ cdef inline int split_folio(Host *h, Backing *b, uint32_t folio, int which) noex
     cdef Node *at = NULL
     cdef int order = 0, i
     cdef uint32_t page
-    cdef uint64_t *entry = find_leaf(t, address, &at, &order)
+    cdef uint64_t *entry = find_frame(t, address, &at, &order)
     if entry == NULL or order != 1 or entry[0] & TARGET != frame:
         return -1
     shadow_drop_leaf(b.shadow, entry, address, order)
@@ -173,7 +177,7 @@ cdef inline int split_partial(Host *h, Backing *b, uint32_t folio, int which) no
     folio_remove(&h.folios, folio)
     break_2m(&h.frames, frame)
     for i in range(512):
-        entry = find_leaf(t, address + <uint64_t>i * 4096, &at, &order)
+        entry = find_frame(t, address + <uint64_t>i * 4096, &at, &order)
         if entry != NULL and entry[0] & TARGET == frame + <uint64_t>i * 4096:
             page = folio_id(&h.folios, frame + <uint64_t>i * 4096, 0)
             h.folios.owner[page] = owner + i
@@ -214,7 +218,7 @@ cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest,
         if node.entry[i] == 0 or node.entry[i] & SWAPPED:
             continue
         address = base + (<uint64_t>i << (3 + 9 * node.level))
-        if node.entry[i] & LEAF:
+        if has_frame(node.entry[i]):
             pages += free_in_range(guest, address, node.level - 1)
         elif node.level == 2:
             block = block_of(guest, address)
@@ -273,7 +277,7 @@ cdef inline bint claim_below(const Node *node, uint64_t *claimed, bint data) noe
     for i in range(node.entries):
         if is_child(node.entry[i]):
             alone = claim_below(child_of(node.entry[i]), claimed, data) and alone
-        elif data and node.entry[i] & LEAF:
+        elif data and has_frame(node.entry[i]):
             alone = claim_pages(claimed, node.entry[i] & TARGET,
                                 span_of(node.level - 1) >> 12) and alone
     return alone

@@ -3,8 +3,8 @@
 cdef class HostMemory:
     """Host RAM: frames, folios and their lists, and a hugetlb pool.
 
-    Lists are numbered 1 to 14 and belong to the reclaim policy; 0 is none. Folio ids
-    are opaque; `order_of` and `owner_of` describe them.
+    Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy; `LAZY_LIST` is what
+    guests have freed, `UNEVICTABLE_LIST` what they have locked. Folio ids are opaque; `order_of` and `owner_of` describe them.
     """
 
     def __cinit__(self, size):
@@ -58,8 +58,8 @@ cdef class HostMemory:
 
     @new_list.setter
     def new_list(self, int which):
-        if not 0 < which < PARTIAL_LIST:
-            raise ValueError("lists are numbered 1 to 14")
+        if not 0 < which < LAZY_LIST:
+            raise ValueError(f"a policy's lists are numbered 1 to {LAZY_LIST - 1}")
         self.c.new_list = which
 
     @property
@@ -150,6 +150,22 @@ cdef class HostMemory:
             n += 1
         return n, pages << 12
 
+    def lazy(self, uint64_t pages):
+        """Folios that a guest freed lazily, oldest first, and whether they were written since.
+
+        As many as make up `pages` pages of 4 KiB. The list stays.
+        """
+        cdef uint32_t i = self.c.folios.tail[LAZY_LIST]
+        cdef uint64_t seen = 0, start, size
+        cdef list found = []
+        while i != blocks.NIL and seen < pages:
+            start = (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12
+            size = table.span_of(folios.folio_order(&self.c.folios, i))
+            found.append((i, bool(advice.written(self._backing_of(i), start, start + size))))
+            seen += size >> 12
+            i = self.c.folios.prev[i]
+        return found
+
 
 cdef class Backing:
     """How one guest's memory is backed: `page_table` (SLAT, or a container's own) over a host.
@@ -179,6 +195,9 @@ cdef class Backing:
         self.c.shadow = NULL if shadow is None else &shadow.c
         host.backings[owner] = self
 
+    def __dealloc__(self):
+        free(self.c.marks)
+
     @property
     def fallbacks(self):
         """2 MiB faults that had to back 4 KiB."""
@@ -206,6 +225,102 @@ cdef class Backing:
         cdef int level = 0
         cdef uint64_t *entry = table.find_entry(self.c.table, address, &at, &level)
         return entry[0] >> 12 if entry[0] & table.SWAPPED else None
+
+    def mark(self, uint64_t start, uint64_t end, int bit, bint on):
+        """Set or clear a mark (CUT, FORBIDDEN) of each 2 MiB block that overlaps [start, end)."""
+        cdef uint64_t block
+        if not start < end <= self.c.end:
+            raise ValueError("marks are of guest memory")
+        if self.c.marks == NULL:
+            self.c.marks = <uint8_t *>calloc((self.c.end >> 21) + 1, 1)
+            if self.c.marks == NULL:
+                raise MemoryError()
+        for block in range(start >> 21, ((end - 1) >> 21) + 1):
+            if on:
+                self.c.marks[block] |= bit
+            else:
+                self.c.marks[block] &= ~bit
+
+    def allow(self, uint64_t address):
+        """Let the next fault on a page of a FORBIDDEN block be served."""
+        self.c.passed = (address >> 12) + 1
+
+    def cut(self, uint64_t address):
+        """Let no huge page lie across `address`: splits. ValueError for one of a hugetlb pool."""
+        cdef int splits = advice.cut(&self.c, address)
+        if splits < 0:
+            raise ValueError(f"a huge page across {address:#x} cannot be split")
+        return splits
+
+    def hold(self, uint64_t start, uint64_t end, *, accessed=False, dirty=False):
+        """Take what lies within [start, end) away from the processor, its frames stay.
+
+        Clears A (`accessed`) and D (`dirty`). Returns the leaves that were taken, by order.
+        """
+        cdef uint64_t leaves[3]
+        memset(leaves, 0, sizeof(leaves))
+        advice.hold(&self.c, start, end, (table.ACCESSED if accessed else 0)
+                    | (table.DIRTY if dirty else 0), leaves)
+        return leaves[0], leaves[1], leaves[2]
+
+    def relist(self, uint64_t start, uint64_t end, int which, int only=0):
+        """Put the folios within [start, end) on a list: (folios, bytes freed by a split).
+
+        Those on the list `only` alone, unless it is 0.
+        """
+        cdef uint64_t moved = 0, freed
+        if not 0 < which < PARTIAL_LIST:
+            raise ValueError("lists are numbered 1 to 14")
+        freed = advice.relist(&self.c, start, end, which, only, &moved)
+        return moved, freed
+
+    def populate(self, uint64_t start, uint64_t end, int many):
+        """Back [start, end) and lock it: (why it stopped, where, new folios by order, moved).
+
+        Stops at a swapped page, when memory is short, or after `many` new folios.
+        """
+        cdef uint64_t made[3]
+        cdef uint64_t moved = 0
+        memset(made, 0, sizeof(made))
+        status = advice.populate(&self.c, &start, end, many, made, &moved)
+        return status, start, (made[0], made[1], made[2]), moved
+
+    def folios(self, uint64_t start, uint64_t end):
+        """The folios within [start, end) that are on a list of a policy, or lazily free."""
+        cdef list found = []
+        cdef uint64_t at = start, span
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        cdef uint64_t *entry
+        cdef uint32_t i
+        while at < end and not self.c.from_pool:
+            entry = table.find_entry(self.c.table, at, &node, &level)
+            span = table.span_of(level - 1)
+            if table.has_frame(entry[0]):
+                i = folios.folio_id(&self.host.c.folios, entry[0] & table.TARGET, level - 1)
+                if 0 < self.host.c.folios.where[i] < UNEVICTABLE_LIST:
+                    found.append(i)
+            at = (at & ~(span - 1)) + span
+        return found
+
+    def written(self, uint64_t start, uint64_t end):
+        """Whether something that overlaps [start, end) was written since its D was cleared."""
+        return bool(advice.written(&self.c, start, end))
+
+    def backed_bytes(self, uint64_t start, uint64_t end):
+        """Bytes of [start, end) that are in host frames."""
+        cdef uint64_t at = start, next_at, span, size = 0
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        cdef uint64_t *entry
+        while at < end:
+            entry = table.find_entry(self.c.table, at, &node, &level)
+            span = table.span_of(level - 1)
+            next_at = min((at & ~(span - 1)) + span, end)
+            if table.has_frame(entry[0]):
+                size += next_at - at
+            at = next_at
+        return size
 
     def stranded_bytes(self, BlockAllocator guest):
         """Backed bytes that are free in the guest."""

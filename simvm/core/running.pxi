@@ -70,6 +70,31 @@ cdef class Region:
         self.forget_tail(size)
         return extents
 
+    def extents(self, PageTable guest):
+        """Guest-physical extents [(start, length)] of what is mapped, in order and merged."""
+        cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        cdef uint64_t *entry
+        cdef list pages = [], merged = []
+        cdef uint64_t start = 0, length = 0, target
+        while at < end:
+            entry = table.find_entry(&guest.c, at, &node, &level)
+            span = table.span_of(level - 1)
+            if entry[0] & table.LEAF:
+                pages.append((entry[0] & table.TARGET, span))
+            at = (at & ~(span - 1)) + span
+        for target, span in sorted(pages):
+            if length and start + length == target:
+                length += span
+                continue
+            if length:
+                merged.append((start, length))
+            start, length = target, span
+        if length:
+            merged.append((start, length))
+        return merged
+
     def forget_tail(self, uint64_t size):
         """Shorten the region by `size` bytes and forget what was touched there."""
         cdef uint64_t page
@@ -103,7 +128,7 @@ cdef class Region:
             while host_at < host_end:
                 entry = table.find_entry(backing.c.table, host_at, &node, &level)
                 n = min(((host_at >> (3 + 9 * level)) + 1) << (3 + 9 * level), host_end) - host_at
-                if entry[0] & table.LEAF:
+                if table.has_frame(entry[0]):
                     held[level - 1] += n
                 elif entry[0] & table.SWAPPED:
                     held[3] += n
@@ -266,9 +291,13 @@ cdef class Vcpu:
         """What docs/translation.md counts, for this vCPU's accesses, on whatever MMU."""
         return with_sums(self.c.count)
 
-    def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib):
-        """Service of a host fault by order, of a guest fault, and of zeroing in the guest."""
-        self.c.fault_ns = fault_ns
+    def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib,
+                  uint64_t remap_ns=0):
+        """Service of a host fault by order, of a guest fault, and of zeroing in the guest.
+
+        `remap_ns` is that of a host fault that finds the frame there.
+        """
+        self.c.fault_ns, self.c.remap_ns = fault_ns, remap_ns
         self.c.guest_fault_ns, self.c.zero_ns_per_mib = guest_fault_ns, zero_ns_per_mib
 
     def set_phase(self, uint64_t cycles_per_access, double walk_exposed):
@@ -341,11 +370,16 @@ cdef class Vcpu:
         return self.c.slat_faults[0], self.c.slat_faults[1], self.c.slat_faults[2]
 
     @property
+    def remapped(self):
+        """Host faults that found a held frame."""
+        return self.c.remapped
+
+    @property
     def served(self):
         """Faults and zeroed bytes in one number: it grows when any of them does."""
         return (self.c.guest_faults[0] + self.c.guest_faults[1] + self.c.guest_faults[2]
                 + self.c.slat_faults[0] + self.c.slat_faults[1] + self.c.slat_faults[2]
-                + self.c.zeroed_bytes)
+                + self.c.remapped + self.c.zeroed_bytes)
 
     @property
     def zeroed_bytes(self):
@@ -354,5 +388,8 @@ cdef class Vcpu:
 
     @property
     def fault_address(self):
-        """What the last RUN_SWAPPED or RUN_NO_MEMORY was about, in the backing's space."""
+        """What the last RUN_SWAPPED, RUN_NO_MEMORY or RUN_PROTECTED was about.
+
+        An address in the backing's space.
+        """
         return self.c.fault_address

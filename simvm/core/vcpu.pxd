@@ -5,13 +5,13 @@
 # charges it. Everything that must wait, or that somebody must decide (a page on the swap
 # device, memory below a watermark), stops the run with a reason.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k)
 from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.flush cimport flush_all
 from simvm.core.mmu cimport OK, Counters, Mmu, Space
 from simvm.core.shadow cimport Shadow
-from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, SWAPPED, Node, Table, deposit, find_entry,
+from simvm.core.table cimport (ACCESSED, DIRTY, HELD, LEAF, PRESENT, SWAPPED, Node, Table, deposit, find_entry,
                                span_of, table_map)
 
 cdef enum:
@@ -24,9 +24,14 @@ cdef enum:
     RUN_NO_MEMORY = 6        # the host must reclaim first
     RUN_POOL_EMPTY = 7       # no page left in the hugetlb pool
     RUN_GUEST_NO_MEMORY = 8  # the guest has no free page of the size it must have
+    RUN_PROTECTED = 9        # the host forbids access to the page, or to a neighbour of it
 
 cdef enum:
     TABLE_RESERVE = 16       # frames that one fault may need for tables
+
+cdef enum:               # of a block of guest memory
+    CUT = 1                  # a boundary in it, across which no huge page may lie
+    FORBIDDEN = 2            # a page in it that the host lets nobody access
 
 cdef struct Host:
     Blocks frames
@@ -50,6 +55,8 @@ cdef struct Backing:
     uint64_t end             # of guest memory; 0: none, a huge page ends with its region
     uint64_t fallbacks
     Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
+    uint8_t *marks           # NULL, or of each 2 MiB block of guest memory
+    uint64_t passed          # in a FORBIDDEN block: 1 + the page that may be accessed
 
 cdef struct Region:
     uint64_t base
@@ -74,6 +81,7 @@ cdef struct Vcpu:
     uint64_t train_left
     uint64_t service_left    # ns; what is left of the train's length in time
     uint64_t fault_ns[3]
+    uint64_t remap_ns        # of a fault that finds a held frame
     uint64_t guest_fault_ns
     uint64_t zero_ns_per_mib
     uint64_t cycles_per_access
@@ -84,6 +92,7 @@ cdef struct Vcpu:
     uint64_t raw_cycles      # translation before the exposed share is taken
     uint64_t guest_faults[3]
     uint64_t slat_faults[3]
+    uint64_t remapped        # faults that found a held frame
     uint64_t zeroed_bytes
     uint64_t fault_address
 
@@ -104,29 +113,60 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
     """Serve a first touch in the host. OK, or why it cannot be served here and now."""
     cdef Host *h = b.host
     cdef uint64_t end = b.end if b.end else region.base + region.bytes
-    cdef uint64_t base = address & ~(span_of(1) - 1)
-    cdef uint64_t frame = NO_PAGE
-    cdef int order = 0, level = 0, n_made = 0
+    cdef int order = 0, level = 0
     cdef Node *at = NULL
-    cdef Node *made[5]
     cdef uint64_t *entry = find_entry(b.table, address, &at, &level)
-    cdef uint32_t i
+    if (b.marks != NULL and b.marks[address >> 21] & FORBIDDEN
+            and b.passed != (address >> 12) + 1):
+        v.fault_address = address
+        return RUN_PROTECTED
     if entry[0] & SWAPPED:
         v.fault_address = address
         return RUN_SWAPPED
     if v.train_left == 0 or v.service_left == 0:
         return RUN_TRAIN
     v.fault_address = address
-    if h.frames.free_pages < h.floor + TABLE_RESERVE:
-        return RUN_NO_MEMORY
+    if entry[0] & HELD:
+        entry[0] ^= HELD | LEAF | PRESENT
+        b.table.held -= span_of(level - 1) >> 12
+        v.remapped += 1
+        spend(v, v.remap_ns)
+    else:
+        if h.frames.free_pages < h.floor + TABLE_RESERVE:
+            return RUN_NO_MEMORY
+        order = map_new(b, address, level, end, h.new_list)
+        if order < 0:
+            return RUN_POOL_EMPTY
+        v.slat_faults[order] += 1
+        spend(v, v.fault_ns[order])
+    b.passed = 0
+    if v.untagged:
+        flush_all(v.mmu)
+    v.train_left -= 1
+    return OK
+
+
+cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
+                        int which) noexcept nogil:
+    """Map a new frame at `address`, where the walk ends at `level`: its order.
+
+    Its folio joins the list `which`. -1 when the hugetlb pool has none.
+    """
+    cdef Host *h = b.host
+    cdef uint64_t base = address & ~(span_of(1) - 1)
+    cdef uint64_t frame = NO_PAGE
+    cdef int order = 0, n_made = 0
+    cdef Node *made[5]
+    cdef uint32_t i
     if b.from_pool:
         if h.n_pool == 0:
-            return RUN_POOL_EMPTY
+            return -1
         order = h.pool_order
         h.n_pool -= 1
         frame = h.pool[h.n_pool]
     elif b.order == 1:
-        if level >= 2 and base + span_of(1) <= end:
+        if (level >= 2 and base + span_of(1) <= end
+                and (b.marks == NULL or not b.marks[base >> 21] & CUT)):
             if h.frames.free_pages >= h.huge_floor + 512 + TABLE_RESERVE:
                 frame = alloc_2m(&h.frames)
         if frame != NO_PAGE:
@@ -141,13 +181,8 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
             deposit(b.table)
         i = folio_id(&h.folios, frame, order)
         h.folios.owner[i] = (b.owner << 40) | ((address & ~(span_of(order) - 1)) >> 12)
-        folio_push(&h.folios, h.new_list, i)
-    if v.untagged:
-        flush_all(v.mmu)
-    v.slat_faults[order] += 1
-    v.train_left -= 1
-    spend(v, v.fault_ns[order])
-    return OK
+        folio_push(&h.folios, which, i)
+    return order
 
 
 cdef inline int do_work(Vcpu *v, Space *s, Backing *b, Region *region) noexcept nogil:
