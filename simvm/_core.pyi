@@ -218,7 +218,7 @@ class Backing:
     def cut(self, address: int) -> int: ...  # splits
     # leaves by order
     def hold(
-        self, start: int, end: int, *, accessed: bool = False, dirty: bool = False
+        self, start: int, end: int, accessed: bool = False, dirty: bool = False
     ) -> tuple[int, int, int]: ...
     # (folios, bytes freed)
     def relist(self, start: int, end: int, which: int, only: int = 0) -> tuple[int, int]: ...

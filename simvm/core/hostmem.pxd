@@ -17,7 +17,7 @@ from simvm.core.vcpu cimport Backing, Host
 
 cdef enum:               # lists that no policy has
     LAZY_LIST = 13        # the guest has freed it: dropped when memory is short, unless written
-    UNEVICTABLE_LIST = 14 # locked
+    UNEVICTABLE_LIST = 14  # locked
     PARTIAL_LIST = 15     # blocks of which some pages are no longer mapped
 
 cdef struct Zapped:

@@ -4,7 +4,8 @@ cdef class HostMemory:
     """Host RAM: frames, folios and their lists, and a hugetlb pool.
 
     Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy; `LAZY_LIST` is what
-    guests have freed, `UNEVICTABLE_LIST` what they have locked. Folio ids are opaque; `order_of` and `owner_of` describe them.
+    guests have freed, `UNEVICTABLE_LIST` what they have locked. Folio ids are
+    opaque; `order_of` and `owner_of` describe them.
     """
 
     def __cinit__(self, size):
@@ -252,7 +253,7 @@ cdef class Backing:
             raise ValueError(f"a huge page across {address:#x} cannot be split")
         return splits
 
-    def hold(self, uint64_t start, uint64_t end, *, accessed=False, dirty=False):
+    def hold(self, uint64_t start, uint64_t end, bint accessed=False, bint dirty=False):
         """Take what lies within [start, end) away from the processor, its frames stay.
 
         Clears A (`accessed`) and D (`dirty`). Returns the leaves that were taken, by order.

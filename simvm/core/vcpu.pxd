@@ -11,8 +11,8 @@ from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.flush cimport flush_all
 from simvm.core.mmu cimport OK, Counters, Mmu, Space
 from simvm.core.shadow cimport Shadow
-from simvm.core.table cimport (ACCESSED, DIRTY, HELD, LEAF, PRESENT, SWAPPED, Node, Table, deposit, find_entry,
-                               span_of, table_map)
+from simvm.core.table cimport (ACCESSED, DIRTY, HELD, LEAF, PRESENT, SWAPPED, Node,
+                               Table, deposit, find_entry, span_of, table_map)
 
 cdef enum:
     RUN_BUDGET = 0           # all accesses done
