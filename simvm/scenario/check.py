@@ -14,7 +14,8 @@ from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import Cpu, load_cpu
-from simvm.scenario import check_channels
+from simvm.scenario import check_channels, check_swap
+from simvm.scenario.check_swap import swap_bytes
 from simvm.scenario.finding import Finding
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
@@ -38,6 +39,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     """Every rule that `scenario` breaks."""
     yield from _time(scenario)
     yield from _host(scenario)
+    yield from check_swap.findings(scenario)
     for name, guest in scenario.guests.items():
         where = f"guest.{name}"
         yield from _guest(scenario, where, guest)
@@ -111,8 +113,6 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         )  # fmt: skip
     if host.memory >= 8 * TIB:
         yield Finding("host.memory", "hosts of less than 8 TiB are modelled", "write less memory")
-    if host.swap.size >= 64 * TIB:
-        yield Finding("host.swap.size", "less than 64 TiB of swap is modelled", "write less")
     yield from _backing(scenario)
     fixed = host.kernel_reserved + struct_page_bytes(host.memory)
     pool = host.hugetlb.size if host.hugetlb else 0
@@ -134,11 +134,6 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         yield Finding(
             "host.fault_workers", "only the path userfaultfd has workers",
             'remove it, or write fault_path = "userfaultfd"', ("host.fault_path",),
-        )  # fmt: skip
-    if host.swap.device != "none" and not host.swap.size:
-        yield Finding(
-            "host.swap.size", "a swap device needs a size", 'add size = "32GiB"',
-            ("host.swap.device",),
         )  # fmt: skip
 
 
@@ -176,7 +171,7 @@ def _backing(scenario: Scenario) -> Iterator[Finding]:
 
 def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Finding]:
     host = scenario.host
-    swap = host.swap.size if host.swap.device != "none" else 0
+    swap = swap_bytes(host)
     if guest.memory > host.memory + swap:
         yield Finding(
             f"{where}.memory",

@@ -7,20 +7,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from simvm import scenario
 from simvm.model.swap.base import Run, SwapDevice, Wait
+from simvm.model.swap.cxl import Cxl
 from simvm.model.swap.none import NoDevice
 from simvm.model.swap.nvme import Nvme
+from simvm.model.swap.zram import Zram
+from simvm.model.swap.zswap import Worker, Zswap
 
 if TYPE_CHECKING:
+    from simvm import _core
     from simvm.hardware import Costs
     from simvm.model.clock import Clock
-    from simvm.scenario import Swap
 
 __all__ = ["Run", "SwapDevice", "Wait", "make_device"]
 
 
-def make_device(env: Clock, settings: Swap, costs: Costs) -> SwapDevice:
-    """The device that the settings name, empty."""
-    if settings.device == "none":
-        return NoDevice(env, 0)
-    return Nvme(env, settings, costs)
+def make_device(
+    env: Clock, settings: scenario.Swap, costs: Costs, *, frames: _core.BlockAllocator,
+    seed: int, label: str, worker: Worker,
+) -> SwapDevice:  # fmt: skip
+    """The device that the settings name, empty.
+
+    A compressed pool takes its pages from `frames` and lets `worker` spend the CPU time of
+    threads of its own. Draws are of `seed` and `label`.
+    """
+    if isinstance(settings, scenario.NvmeSwap):
+        return Nvme(env, settings, costs, seed, label)
+    if isinstance(settings, scenario.ZramSwap):
+        return Zram(env, settings, costs, frames, seed, label)
+    if isinstance(settings, scenario.ZswapSwap):
+        return Zswap(env, settings, costs, frames, seed, label, worker)
+    if isinstance(settings, scenario.CxlSwap):
+        return Cxl(env, settings, costs)
+    return NoDevice(env)

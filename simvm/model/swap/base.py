@@ -19,6 +19,8 @@ from simvm.hardware.geometry import PAGE
 
 if TYPE_CHECKING:
     from simvm.model.clock import Clock
+    from simvm.model.content import PageContent
+    from simvm.model.swap.pool import Pool
 
 Free = Callable[[list[int]], None]
 """Takes frames that a write has left behind."""
@@ -26,10 +28,15 @@ Free = Callable[[list[int]], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Pages that are written as one: slot and frame of each."""
+    """Pages that are written as one: slot and frame of each, and what they hold.
+
+    They lie in a row from `address` on, in the space that `content` knows.
+    """
 
     slots: Sequence[int]
     frames: Sequence[int]
+    content: PageContent
+    address: int
 
 
 class Wait(NamedTuple):
@@ -42,14 +49,19 @@ class Wait(NamedTuple):
 class SwapDevice:
     """Slots of 4 KiB. A device says what `write` and `read` do with them."""
 
-    def __init__(self, env: Clock, size: int) -> None:
+    pool: Pool | None = None
+    """Compressed pages in RAM, if the device has such."""
+
+    def __init__(self, env: Clock, size: int, fault_ns: int) -> None:
         self._env = env
         self.size = size
+        self.fault_ns = fault_ns            # CPU time of a fault that finds a page here
         self.slots = _core.BlockAllocator(size)
         self._stamps: dict[int, int] = {}   # slot -> pages evicted before it
         self._evicted_pages = 0
         self.writeback_bytes = 0            # frames of writes under way
         self.reading_bytes = 0              # frames of reads under way; kept by who reads
+        self.written_back = 0               # pages, from a compressed pool to a device
         self.writes_done = env.event()
 
     @property
@@ -77,10 +89,14 @@ class SwapDevice:
 
         `free` gets, at once or later, the frames that nobody took back meanwhile.
         """
-        for slot in run.slots:
-            self._stamps[slot] = self._evicted_pages
-        self._evicted_pages += len(run.slots)
+        self._stamp(run.slots)
         return 0
+
+    def _stamp(self, slots: Sequence[int]) -> None:
+        """Keep what the refault distance of pages that go out counts from."""
+        for slot in slots:
+            self._stamps[slot] = self._evicted_pages
+        self._evicted_pages += len(slots)
 
     def read(self, slot: int) -> Wait:
         """Begin to read one page; what that takes from now."""

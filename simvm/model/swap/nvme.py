@@ -1,8 +1,8 @@
 """An NVMe-like device: a queue of requests, and pages whose write is under way.
 
-It serves `parallelism` requests at a time, each for `latency`, and moves `bandwidth` bytes
-per second in all: a request ends when both its channel and the shared link are through
-with it. All are ranges without a published figure.
+It serves `parallelism` requests at a time, each for a latency drawn from a log-normal, and
+moves `bandwidth` bytes per second in all: a request ends when both its channel and the
+shared link are through with it. All are ranges without a published figure.
 
 A page under writeback is in the swap cache: a fault maps its frame again without a read.
 """
@@ -17,41 +17,51 @@ import simpy
 from simvm.hardware.geometry import PAGE
 from simvm.model.queues import Channels
 from simvm.model.swap.base import Free, Run, SwapDevice, Wait
+from simvm.model.swap.latency import MOST_TAIL, Latency
 
 if TYPE_CHECKING:
     from simvm.hardware import Costs
     from simvm.model.clock import Clock
-    from simvm.scenario import Swap
+    from simvm.scenario import NvmeSwap, ZswapSwap
 
 
 class Writeback:
     """Pages on their way to the device: slot and frame of each."""
 
-    def __init__(self, run: Run) -> None:
-        self.frames: dict[int, int] = dict(zip(run.slots, run.frames, strict=True))
+    def __init__(self, slots: Sequence[int], frames: Sequence[int]) -> None:
+        self.frames: dict[int, int] = dict(zip(slots, frames, strict=True))
 
 
 class Nvme(SwapDevice):
     """A block device behind a queue; whoever waits for it sleeps."""
 
-    def __init__(self, env: Clock, settings: Swap, costs: Costs) -> None:
-        super().__init__(env, settings.size)
-        self._latency = settings.latency or costs.nvme_latency_ns
+    def __init__(
+        self, env: Clock, settings: NvmeSwap | ZswapSwap, costs: Costs, seed: int, label: str
+    ) -> None:
+        super().__init__(env, settings.size, costs.swap_fault_ns)
+        mean = settings.latency or costs.nvme_latency_ns
+        tail = settings.latency_p99 or mean * costs.nvme_latency_p99_ns // costs.nvme_latency_ns
+        self._latency = Latency(mean, min(tail, mean * MOST_TAIL), seed, f"{label}/nvme")
         self._bandwidth = settings.bandwidth or costs.nvme_bandwidth_bytes_per_s
         self._channels = Channels(settings.parallelism or costs.nvme_parallelism)
         self._link = Channels()
         self._under_writeback: dict[int, Writeback] = {}
 
     def write(self, run: Run, free: Free) -> int:
-        batch = Writeback(run)
-        for slot in run.slots:
+        self._submit(run.slots, run.frames, free)
+        return super().write(run, free)
+
+    def _submit(self, slots: Sequence[int], frames: Sequence[int], free: Free) -> None:
+        """Queue one write."""
+        batch = Writeback(slots, frames)
+        for slot in slots:
             self._under_writeback[slot] = batch
-        size = len(run.slots) * PAGE
+        size = len(slots) * PAGE
         self.writeback_bytes += size
         done = self._env.timeout(self._request(size))
 
         def finish(_: simpy.Event) -> None:
-            for slot in run.slots:
+            for slot in slots:
                 if self._under_writeback.get(slot) is batch:
                     del self._under_writeback[slot]
             rest = list(batch.frames.values())
@@ -61,7 +71,6 @@ class Nvme(SwapDevice):
 
         assert done.callbacks is not None
         done.callbacks.append(finish)
-        return super().write(run, free)
 
     def read(self, slot: int) -> Wait:
         return Wait(0, self._request(PAGE))
@@ -80,7 +89,7 @@ class Nvme(SwapDevice):
 
     def _request(self, size: int) -> int:
         """ns until a request made now is done: its channel's latency, and the shared link."""
-        now = self._env.now
-        channel = self._channels.reserve(now, self._latency) + self._latency
+        now, latency = self._env.now, self._latency.draw()
+        channel = self._channels.reserve(now, latency) + latency
         transfer = size * 1_000_000_000 // self._bandwidth
         return max(channel, self._link.reserve(now, transfer) + transfer)

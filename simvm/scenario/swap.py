@@ -1,0 +1,95 @@
+"""Where the host puts pages that it takes away: settings of each swap device.
+
+What is None comes from the cost set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simvm.scenario import fields as f
+from simvm.scenario.base import Model, choice
+from simvm.scenario.fields import one_of
+
+_ALGORITHMS = ("lz4", "lzo_rle", "zstd")
+Algorithm = Annotated[Literal["lz4", "lzo_rle", "zstd"], one_of(*_ALGORITHMS)]
+
+
+class NoSwap(Model):
+    """Nothing can be swapped out."""
+
+    device: Literal["none"] = "none"
+
+
+class _Sized(Model):
+    size: f.PageMultipleOrZero = 0
+    """Of all slots, uncompressed; required."""
+
+
+class _Block(_Sized):
+    latency: f.Duration | None = None
+    """Of one 4 KiB request, in the mean."""
+    latency_p99: f.Duration | None = None
+    """Its 99th percentile, 1 to 14 times `latency`; by default as far above it as in the set."""
+    parallelism: f.Parallelism | None = None
+    """Requests that the device serves at once."""
+    bandwidth: f.Size | None = None
+    """Bytes a second."""
+
+
+class NvmeSwap(_Block):
+    """A block device with a queue."""
+
+    device: Literal["nvme"] = "nvme"
+
+
+class ZramSwap(_Sized):
+    """A compressed device in RAM."""
+
+    device: Literal["zram"] = "zram"
+    algorithm: Algorithm = "lzo_rle"
+    """Sets cost and ratio; Linux' default is lzo-rle."""
+    memory_limit: f.PageMultiple | None = None
+    """The most RAM that compressed pages may take; by default what there is."""
+
+
+class ZswapSwap(_Block):
+    """A compressed pool in RAM before a block device."""
+
+    device: Literal["zswap"] = "zswap"
+    algorithm: Algorithm = "lzo_rle"
+    """Sets cost and ratio."""
+    max_pool_percent: f.Percent = 20
+    """Of RAM; a larger pool accepts nothing (mm/zswap.c)."""
+    accept_threshold_percent: f.Percent = 90
+    """Of that; a pool that was full accepts again below it."""
+
+
+class CxlSwap(_Sized):
+    """Slower memory beside RAM: pages are demoted to it, and promoted when touched."""
+
+    device: Literal["cxl"] = "cxl"
+
+
+Swap = Annotated[
+    NoSwap | NvmeSwap | ZramSwap | ZswapSwap | CxlSwap,
+    Field(discriminator="device"),
+    choice("device", NoSwap, NvmeSwap, ZramSwap, ZswapSwap, CxlSwap, default="none"),
+]
+"""A device with its settings; without a word, none."""
+
+
+class Content(Model):
+    """What the pages of a class of guests hold; each page draws once."""
+
+    ratio: f.Ratio | None = None
+    """Page over compressed size under lz4, without pages of zeroes; other algorithms reach as much
+    more as in the table of costs. By default the table's own ratio."""
+    incompressible: f.Share = 0.0
+    """Share of pages that no algorithm compresses."""
+    zero: f.Share = 0.0
+    """Share of pages that are all zeroes."""
+    duplicate: f.Share = 0.0
+    """Share of pages that are the same, address for address, in all guests of the class."""
