@@ -32,7 +32,7 @@ from simvm.scenario import json_schema
 from simvm.units import format_bytes, format_ns, human_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = ("passthrough", "overcommit", "trace")
+SCENARIOS = ("passthrough", "overcommit", "trace", "swap_tiers")
 IMAGES = {
     "passthrough-tradeoff": ("passthrough", "tradeoff"),
     "passthrough-footprint": ("passthrough", "footprint"),
@@ -325,7 +325,8 @@ def key_tables() -> str:
     definitions = json_schema()["$defs"]
     tables = (
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
-        ("host.swap", "Swap"), ("host.hugetlb", "Hugetlb"), ("[guest.NAME]", "GuestClass"),
+        *_choices("host.swap", "device", "Swap"), ("host.hugetlb", "Hugetlb"),
+        ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
         ("[[guest.NAME.workload]]", "Phase"),
         *_choices("pattern", "kind", "Pattern"),
@@ -394,8 +395,7 @@ MEANINGS = {
     "Host.reclaim": "See below.",
     "Host.swap": "See below.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
-    "Swap.device": "`none`: nothing can be swapped out.",
-    "Swap.size": "Required with a device.",
+    "GuestClass.content": "See below.",
     "Hugetlb.page_size": "That of `host.page_size`.",
     "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
     "GuestClass.count": "Guests of this class.",

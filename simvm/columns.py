@@ -82,6 +82,8 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("memmap_bytes", "The host's own struct pages.", _HOST_ONLY),
     _gauge("reserved_bytes", "Fixed overhead of the host.", _HOST_ONLY),
     _gauge("swap_used_bytes", "Swap slots in use.", _HOST_ONLY),
+    _gauge("compressed_pool_bytes", "RAM of zram's or zswap's compressed pool.", _HOST_ONLY),
+    _gauge("compressed_bytes", "Guest memory that lies in that pool, uncompressed.", _HOST_ONLY),
 )
 
 COUNTERS: Final[tuple[Column, ...]] = (
@@ -106,6 +108,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("fault_retries", "faults", "Faults begun anew because an invalidation overtook them."),
     _count("swap_ins", "pages", "4 KiB pages read back from swap."),
     _count("swap_outs", "pages", "4 KiB pages written to swap."),
+    _count("swap_written_back", "pages", "4 KiB pages moved from zswap's pool to its device.",
+           _HOST_ONLY),
     _count("refaults", "pages", "Reclaimed pages faulted in again while still of the working set."),
     _count("host_splits", "folios", "Huge mappings of the host broken into smaller ones."),
     _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
@@ -132,6 +136,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("kernel_thread_ns", "Host CPU time of threads beside the vCPUs: the guest's kernel's and "
           "its VMM's."),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
+    _time("swap_worker_ns", "Host CPU time of zswap's writeback.", _HOST_ONLY),
     _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),
     _count("folios_reclaimed", "folios", "Folios that reclaim freed.", _HOST_ONLY),
 )

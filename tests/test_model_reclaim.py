@@ -125,7 +125,9 @@ def test_swap_latency_is_paid_by_swap_in() -> None:
     means = []
     for latency in (100 * US, 1_000 * US):
         totals = totals_of(small.pressed(
-            accesses=4_000, host={"swap": {**NVME, "latency": latency, "parallelism": 128}}
+            accesses=4_000, host={"swap": {
+                **NVME, "latency": latency, "latency_p99": latency, "parallelism": 128,
+            }}
         ))  # fmt: skip
         means.append(totals["swap_in_ns"] / totals["swap_ins"])
     assert means[0] > 100 * US

@@ -66,7 +66,17 @@ class Costs:
     balloon_deflate_2m_ns: int
     context_switch_ns: int
     timeslice_ns: int
+    migrate_4k_ns: int
+    """Moving a page to another node: unmapping, copying, mapping."""
+    zram_lz4_ns: int
+    """Compressing a 4 KiB page, or decompressing it, in the mean."""
+    zram_lz4_p99_ns: int
+    zram_lzo_rle_ns: int
+    zram_lzo_rle_p99_ns: int
+    zram_zstd_ns: int
+    zram_zstd_p99_ns: int
     nvme_latency_ns: int
+    nvme_latency_p99_ns: int
     nvme_parallelism: int
     """Requests at once."""
     nvme_bandwidth_bytes_per_s: int

@@ -21,7 +21,9 @@ import simpy
 from simvm import _core
 from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
+from simvm.model.content import PageContent
 from simvm.model.host import STRUCT_PAGE_BYTES
+from simvm.model.ledger import claim_pages
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.queues import Channels
 from simvm.model.vcpu import GuestKilled, VirtualCpu
@@ -137,6 +139,7 @@ class Guest:
         self.measured_elapsed_ns = 0
         self.measured_ideal_ns = 0
         self.oom_kills = 0
+        self.content = PageContent(config.content, scenario.scenario.seed, class_, self.name)
         self.reads: dict[int, simpy.Event] = {}
         self.processes: dict[str, Space] = {}
         self._parts: list[int] = []     # of a container's table: whose they are, by ASID
@@ -474,8 +477,4 @@ class Guest:
     def claim(self, claimed: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> bool:
         """Mark every host page that this guest owns; False when one has an owner already."""
         alone = self.backing.claim(claimed)
-        for page in self.vmm_pages + self.reverse_map_pages:
-            word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
-            alone = alone and not claimed[word] & bit
-            claimed[word] |= bit
-        return alone
+        return claim_pages(claimed, self.vmm_pages + self.reverse_map_pages) and alone

@@ -17,7 +17,7 @@ from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.mmus import CoreMmu
-from simvm.model.queues import Channels, Cores
+from simvm.model.queues import Channels, Cores, Process
 from simvm.model.reclaim import Reclaimer
 from simvm.model.swap import make_device
 
@@ -70,7 +70,11 @@ class Host:
         self.low_bytes = self.min_bytes + step
         self.high_bytes = self.min_bytes + 2 * step
         self.set_watermarks(kswapd_awake=False)
-        self.swap = make_device(env, host.swap, costs)
+        self.swap = make_device(
+            env, host.swap, costs, frames=self.memory.frames, seed=scenario.scenario.seed,
+            label="host/swap", worker=self._swap_worker,
+        )
+        self.swap_worker_ns = 0
         self.guests: dict[int, Guest] = {}
         self.sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -81,6 +85,13 @@ class Host:
         self.fault_ns = tuple(f + z for f, z in zip(fixed, zero, strict=True))
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
+
+    def _swap_worker(self, ns: int) -> Process:
+        """CPU time of a thread of the swap device's, on a core of the host."""
+        core = yield from self.cores.acquire()
+        yield self.env.timeout(ns)
+        self.cores.release(core)
+        self.swap_worker_ns += ns
 
     def mmu_of(self, core: int) -> CoreMmu:
         """The MMU of a core, made when the core is first used."""

@@ -34,6 +34,7 @@ def entries(host: Host) -> dict[str, int]:
         "partly unmapped": host.memory.partial_bytes,
         "under writeback": host.swap.writeback_bytes,
         "swap cache": host.swap.reading_bytes,
+        "compressed pool": host.swap.pool.held_bytes if host.swap.pool else 0,
         "memmap": host.memmap_bytes,
         "reserved": host.reserved_bytes,
     }
@@ -51,10 +52,24 @@ def balance(host: Host) -> None:
         )
 
 
+def claim_pages(
+    claimed: np.ndarray[tuple[int], np.dtype[np.uint64]], pages: list[int]
+) -> bool:
+    """Mark host pages of 4 KiB; False when one has an owner already."""
+    alone = True
+    for page in pages:
+        word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
+        alone = alone and not claimed[word] & bit
+        claimed[word] |= bit
+    return alone
+
+
 def audit(host: Host) -> None:
     """The thorough check: no frame has two owners, and the allocator agrees with a recount."""
     claimed = np.zeros(host.settings.memory // PAGE // 64 + 1, dtype=np.uint64)
-    if not all(guest.claim(claimed) for guest in host.guests.values()):
+    alone = all(guest.claim(claimed) for guest in host.guests.values())
+    pool = host.swap.pool.pages if host.swap.pool else []
+    if not (claim_pages(claimed, pool) and alone):
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
     if not all(guest.backing.shadow_agrees() for guest in host.guests.values()):
         raise SimulationFailed(f"at {host.env.now} ns a shadow table maps what is not mapped")

@@ -166,7 +166,7 @@ class Reclaimer:
         self.folios_reclaimed += 1
         pages = range(size // PAGE)
         slots = [slot + page for page in pages]
-        run = Run(slots, [frame + page * PAGE for page in pages])
+        run = Run(slots, [frame + page * PAGE for page in pages], guest.content, address)
         spent = host.swap.write(run, self._free)
         return size // PAGE, spent + (costs.zap_2m_ns if order else costs.zap_4k_ns)
 

@@ -352,7 +352,7 @@ class VirtualCpu:
                 if guest.backing.slot_of(address) != slot or slot in guest.reads:
                     return
             yield from self._read(address, slot)
-        yield from self.spend(("swap_in_ns", host.costs.swap_fault_ns))
+        yield from self.spend(("swap_in_ns", host.swap.fault_ns))
 
     def _read(self, address: int, slot: int) -> Process:
         """Read a page; others that want it wait. The vCPU sleeps if the device takes time."""

@@ -27,17 +27,19 @@ from simvm.scenario.models import (
     Scenario,
     SequentialPattern,
     StridedPattern,
-    Swap,
     TracePattern,
     UniformPattern,
     ZipfPattern,
 )
 from simvm.scenario.reclaim import LruReclaim, NoReclaim, Reclaim
+from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
 
 __all__ = [
     "BASE",
     "BUILTIN_TRACE",
     "ChannelSettings",
+    "Content",
+    "CxlSwap",
     "DriftingPattern",
     "GuestClass",
     "Host",
@@ -47,6 +49,8 @@ __all__ = [
     "Meta",
     "NoChannelSettings",
     "NoReclaim",
+    "NoSwap",
+    "NvmeSwap",
     "PassthroughChannelSettings",
     "Pattern",
     "Phase",
@@ -59,6 +63,8 @@ __all__ = [
     "TracePattern",
     "UniformPattern",
     "ZipfPattern",
+    "ZramSwap",
+    "ZswapSwap",
     "check",
     "digest",
     "failures",

@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from simvm.hardware import load_costs
 from simvm.scenario.finding import Finding
 from simvm.scenario.models import Host, Scenario
-from simvm.scenario.swap import Content, NoSwap, NvmeSwap, ZswapSwap
+from simvm.scenario.swap import (
+    MOST_TAIL,
+    Content,
+    NoSwap,
+    NvmeSwap,
+    ZramSwap,
+    ZswapSwap,
+    ratio_of,
+)
 from simvm.units import TIB, format_ns
-
-MOST_TAIL = 14
-"""What a 99th percentile may be over the mean: a log-normal reaches 14.96 and no more."""
 
 
 def swap_bytes(host: Host) -> int:
@@ -33,7 +38,8 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     if isinstance(swap, NvmeSwap | ZswapSwap):
         yield from _tail(scenario, swap)
     for name, guest in scenario.guests.items():
-        yield from _content(f"guest.{name}.content", guest.content)
+        algorithm = swap.algorithm if isinstance(swap, ZramSwap | ZswapSwap) else "lz4"
+        yield from _content(f"guest.{name}.content", guest.content, algorithm)
 
 
 def _tail(scenario: Scenario, swap: NvmeSwap | ZswapSwap) -> Iterator[Finding]:
@@ -47,14 +53,17 @@ def _tail(scenario: Scenario, swap: NvmeSwap | ZswapSwap) -> Iterator[Finding]:
     )  # fmt: skip
 
 
-def _content(where: str, content: Content) -> Iterator[Finding]:
+def _content(where: str, content: Content, algorithm: str) -> Iterator[Finding]:
     if content.zero + content.duplicate > 1:
         yield Finding(
             f"{where}.duplicate", "zero and duplicate are shares of all pages, together 1 or less",
             "write less", (f"{where}.zero",),
         )  # fmt: skip
-    if content.incompressible == 1 or content.incompressible * (content.ratio or 1) >= 1:
+    ratio = ratio_of(algorithm, content.ratio)
+    if content.incompressible * ratio >= 1 and content.incompressible:
         yield Finding(
-            f"{where}.incompressible", "so many pages that do not compress leave no such ratio",
-            "write less than 1 / ratio", (f"{where}.ratio",),
+            f"{where}.incompressible",
+            f"a ratio of {ratio:.3g} is out of reach when so many pages do not compress",
+            f"write less than {1 / ratio:.2f}, or a lower ratio",
+            (f"{where}.ratio", "host.swap"),
         )  # fmt: skip

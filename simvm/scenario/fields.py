@@ -218,6 +218,7 @@ Drift = Annotated[int, *_number(0, 1_000_000)]
 ScaleFactor = Annotated[int, *_number(1, 3000)]
 Parallelism = Annotated[int, *_number(1, 65536)]
 Levels = Annotated[int, *_number(3, 5)]
+Percent = Annotated[int, *_number(1, 100)]
 
 
 def _real(low: float, high: float, *, open_ends: bool) -> BeforeValidator:
@@ -245,6 +246,9 @@ Share = Annotated[float, _real(0, 1, open_ends=False), _interval(0, 1, open_ends
 
 Part = Annotated[float, _real(0, 1, open_ends=True), _interval(0, 1, open_ends=True)]
 """More than 0, less than 1."""
+
+Ratio = Annotated[float, _real(1, 64, open_ends=False), _interval(1, 64, open_ends=False)]
+"""1 or more."""
 
 Exponent = Annotated[float, _real(0, 20, open_ends=True), _interval(0, 20, open_ends=True)]
 

@@ -33,6 +33,7 @@ from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.reclaim import LruReclaim, Reclaim
+from simvm.scenario.swap import Content, NoSwap, Swap
 from simvm.units import UnitError
 
 SCHEMA_VERSION: Final = 1
@@ -213,6 +214,7 @@ class GuestClass(Model):
     table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: AnyChannel = NoChannelSettings()
+    content: Content = Content()
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
 
     @property
@@ -253,21 +255,6 @@ def with_names(phases: Any) -> list[Any]:
 
 
 # --- host -------------------------------------------------------------------------------
-
-
-class Swap(Model):
-    """The swap device. What is None comes from the cost set."""
-
-    device: Annotated[
-        Literal["none", "nvme"], one_of("none", "nvme", later=("zram", "zswap", "cxl"))
-    ] = "none"
-    size: f.PageMultipleOrZero = 0
-    latency: f.Duration | None = None
-    """Of one 4 KiB read."""
-    parallelism: f.Parallelism | None = None
-    """Requests that the device serves at once."""
-    bandwidth: f.Size | None = None
-    """Bytes a second."""
 
 
 class Hugetlb(Model):
@@ -339,7 +326,7 @@ class Host(Model):
     invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
     """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
     reclaim: Reclaim = LruReclaim()
-    swap: Swap = Swap()
+    swap: Swap = NoSwap()
     hugetlb: Hugetlb | None = None
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""

@@ -5,16 +5,22 @@ What is None comes from the cost set.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from simvm.hardware import Costs
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
 from simvm.scenario.fields import one_of
 
-_ALGORITHMS = ("lz4", "lzo_rle", "zstd")
-Algorithm = Annotated[Literal["lz4", "lzo_rle", "zstd"], one_of(*_ALGORITHMS)]
+MOST_TAIL: Final = 14
+"""What a 99th percentile may be over the mean: a log-normal reaches 14.96 and no more."""
+
+RATIOS: Final = {"lz4": 2.63, "lzo_rle": 2.74, "zstd": 3.37}
+"""Page over compressed size, from the table that the costs of compressing are from."""
+
+Algorithm = Annotated[Literal["lz4", "lzo_rle", "zstd"], one_of(*RATIOS)]
 
 
 class NoSwap(Model):
@@ -37,6 +43,13 @@ class _Block(_Sized):
     """Requests that the device serves at once."""
     bandwidth: f.Size | None = None
     """Bytes a second."""
+
+
+def p99_of(settings: _Block, costs: Costs) -> int:
+    """The 99th percentile of a device's latency, in ns: its own, or in the set's proportion."""
+    mean = settings.latency or costs.nvme_latency_ns
+    tail = settings.latency_p99 or mean * costs.nvme_latency_p99_ns // costs.nvme_latency_ns
+    return max(mean, min(tail, MOST_TAIL * mean))
 
 
 class NvmeSwap(_Block):
@@ -76,9 +89,14 @@ class CxlSwap(_Sized):
 Swap = Annotated[
     NoSwap | NvmeSwap | ZramSwap | ZswapSwap | CxlSwap,
     Field(discriminator="device"),
-    choice("device", NoSwap, NvmeSwap, ZramSwap, ZswapSwap, CxlSwap, default="none"),
+    choice("device", NoSwap, NvmeSwap, ZramSwap, ZswapSwap, CxlSwap),
 ]
-"""A device with its settings; without a word, none."""
+"""A device with its settings."""
+
+
+def ratio_of(algorithm: str, own: float | None) -> float:
+    """What an algorithm reaches on pages on which lz4 reaches `own`; None: on the table's."""
+    return RATIOS[algorithm] if own is None else own * RATIOS[algorithm] / RATIOS["lz4"]
 
 
 class Content(Model):

@@ -9,8 +9,6 @@ from simvm.workload.patterns import random_bits
 
 QUANTILES = 1024
 _Z99 = NormalDist().inv_cdf(0.99)
-MOST_TAIL = 14
-"""The 99th percentile over the mean: a log-normal reaches 14.96 and no more."""
 
 
 def quantile_table(mean: int, p99: int) -> list[int]:
@@ -20,8 +18,8 @@ def quantile_table(mean: int, p99: int) -> list[int]:
     mean)). The table is scaled to the mean, since 1,024 quantiles cut the end of the tail.
     ValueError for a tail that no log-normal has.
     """
-    if not mean <= p99 <= MOST_TAIL * mean:
-        raise ValueError(f"p99 (={p99}) must be 1 to {MOST_TAIL} times the mean (={mean}).")
+    if p99 < mean or 2 * log(p99 / mean) > _Z99 * _Z99:
+        raise ValueError(f"p99 (={p99}) must be 1 to 14.96 times the mean (={mean}).")
     if p99 == mean:
         return [mean]
     spread = _Z99 - sqrt(_Z99 * _Z99 - 2 * log(p99 / mean))

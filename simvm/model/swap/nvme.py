@@ -17,7 +17,8 @@ import simpy
 from simvm.hardware.geometry import PAGE
 from simvm.model.queues import Channels
 from simvm.model.swap.base import Free, Run, SwapDevice, Wait
-from simvm.model.swap.latency import MOST_TAIL, Latency
+from simvm.model.swap.latency import Latency
+from simvm.scenario.swap import p99_of
 
 if TYPE_CHECKING:
     from simvm.hardware import Costs
@@ -40,8 +41,7 @@ class Nvme(SwapDevice):
     ) -> None:
         super().__init__(env, settings.size, costs.swap_fault_ns)
         mean = settings.latency or costs.nvme_latency_ns
-        tail = settings.latency_p99 or mean * costs.nvme_latency_p99_ns // costs.nvme_latency_ns
-        self._latency = Latency(mean, min(tail, mean * MOST_TAIL), seed, f"{label}/nvme")
+        self._latency = Latency(mean, p99_of(settings, costs), seed, f"{label}/nvme")
         self._bandwidth = settings.bandwidth or costs.nvme_bandwidth_bytes_per_s
         self._channels = Channels(settings.parallelism or costs.nvme_parallelism)
         self._link = Channels()

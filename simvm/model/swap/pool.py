@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from simvm.hardware.geometry import PAGE
 from simvm.model.swap.latency import Latency
+from simvm.scenario.swap import ratio_of
 
 if TYPE_CHECKING:
     from simvm import _core
@@ -15,24 +16,19 @@ if TYPE_CHECKING:
 HUGE_CLASS = 3264
 """Bytes from which zsmalloc gives an object a page of its own (mm/zsmalloc.c, 4 KiB pages)."""
 
-RATIOS = {"lz4": 2.63, "lzo_rle": 2.74, "zstd": 3.37}
-"""Page over compressed size, from the table that the costs are from."""
-
 
 class Compressor:
     """One algorithm: what it makes of a page, and CPU time, either way alike."""
 
     def __init__(self, algorithm: str, costs: Costs, seed: int, label: str) -> None:
-        self._ratio = RATIOS[algorithm]
+        self._algorithm = algorithm
         mean = getattr(costs, f"zram_{algorithm}_ns")
         p99 = getattr(costs, f"zram_{algorithm}_p99_ns")
         self._latency = Latency(mean, p99, seed, f"{label}/{algorithm}")
 
     def packed_bytes(self, content: PageContent, address: int) -> int:
-        """Bytes that it makes of a page. A class's own ratio is that of lz4, the others follow."""
-        own = content.ratio
-        ratio = self._ratio if own is None else own * self._ratio / RATIOS["lz4"]
-        return content.packed_bytes(address, ratio)
+        """Bytes that it makes of a page."""
+        return content.packed_bytes(address, ratio_of(self._algorithm, content.ratio))
 
     def ns(self) -> int:
         """CPU time for one page."""

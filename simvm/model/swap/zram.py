@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Zram(SwapDevice):
     """A compressed device in RAM."""
 
+    pool: Pool
+
     def __init__(
         self, env: Clock, settings: ZramSwap, costs: Costs, frames: _core.BlockAllocator,
         seed: int, label: str,

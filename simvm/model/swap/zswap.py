@@ -33,6 +33,8 @@ Worker = Callable[[int], Process]
 class Zswap(Nvme):
     """A pool, and the device that its oldest pages go to."""
 
+    pool: Pool
+
     def __init__(
         self, env: Clock, settings: ZswapSwap, costs: Costs, frames: _core.BlockAllocator,
         seed: int, label: str, worker: Worker,
