@@ -41,7 +41,13 @@ class Costs:
     shadow_fill_ns: int
     """Shadow paging: an exit on a missing shadow entry, beside what it backs."""
     userfaultfd_extra_ns: int
-    """What handling by a userfaultfd thread adds to a fault."""
+    """What handling by a userfaultfd thread adds to a fault, under the lock of its queue."""
+    userfaultfd_waiter_ns: int
+    """What each other fault that waits adds to that."""
+    exit_to_userspace_extra_ns: int
+    """What installing by the vCPU thread itself, in user space, adds to a fault."""
+    line_transfer_ns: int
+    """A cache line comes from the core of another vCPU, on average."""
     zone_lock_hold_ns: int
     mmu_lock_hold_ns: int
     zap_4k_ns: int

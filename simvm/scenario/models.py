@@ -312,8 +312,8 @@ class Host(Model):
         Literal["anon", "memfd", "hugetlb"], one_of("anon", "memfd", "hugetlb")
     ] = "anon"
     fault_path: Annotated[
-        Literal["kernel", "userfaultfd"],
-        one_of("kernel", "userfaultfd", later=("exit_to_userspace",)),
+        Literal["kernel", "userfaultfd", "exit_to_userspace"],
+        one_of("kernel", "userfaultfd", "exit_to_userspace"),
     ] = "kernel"
     fault_workers: f.Workers = 1
     """Threads behind the queue of userfaultfd."""
