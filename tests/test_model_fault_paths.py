@@ -116,7 +116,7 @@ def test_a_train_alone_is_whole_and_ends_when_another_comes() -> None:
 def test_one_userfaultfd_collapses_by_its_waiters_and_exits_level_off() -> None:
     """Beyond a few vCPUs the queue's lock bounds the rate, and it is held the longer.
 
-    At most 1 / (extra + waiter x others that wait): with 16, 1 / (4725 + 15 x 110) ns. Without
+    At most 1 / (extra + waiter x others that wait): with 16, 1 / (4717 + 15 x 110) ns. Without
     the cost of a waiter 16 vCPUs are as fast as 4.
     """
     def rate(path: str, vcpus: int, **costs: int) -> float:
@@ -137,10 +137,11 @@ def test_one_userfaultfd_collapses_by_its_waiters_and_exits_level_off() -> None:
 
 
 def test_the_constants_that_ship_are_those_that_fit() -> None:
-    """One step of the calibration, at the two ends of what it may give."""
+    """The rows that they come from, to within what fewer faults than the calibration's do."""
     table = published()["demand_fault_scaling"]
     base = {"slat_fault_4k": table["slat_fault_4k_ns"]}
-    for path in ("one_userfaultfd", "exit_to_userspace"):
-        assert demand_faults.kpages_per_s(path, 1, base, 2_048) == pytest.approx(
-            table["kpages_per_s"][path][0], rel=0.01
-        )
+    fitted = [row for row in table["rows"] if row.get("class") == "calibrated"]
+    assert [row["vcpus"] for row in fitted] == [1, 64, 1, 64]
+    for row in fitted:
+        rate = demand_faults.kpages_per_s(row["path"], row["vcpus"], base, 2_048)
+        assert rate == pytest.approx(row["kpages_per_s"], rel=0.04)

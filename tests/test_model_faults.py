@@ -59,10 +59,10 @@ def test_vcpus_of_the_kernel_path_wait_for_short_locks_only() -> None:
 
 
 def test_handler_threads_help_until_the_lock_of_their_queue_is_always_held() -> None:
-    """Four vCPUs: 5055 ns a fault under the lock (4725 + 3 x 110), 3.5 us beside it.
+    """Four vCPUs: 5047 ns a fault under the lock (4717 + 3 x 110), 3.5 us beside it.
 
     One thread does both; two or four are bound by the lock. Of several threads some find fewer
-    than three others waiting, so the ratio is a little above (5.055 + 3.5) / 5.055.
+    than three others waiting, so the ratio is a little above (5.05 + 3.5) / 5.05.
     """
     kernel = populate(4)
     times = [populate(4, **userfaultfd(workers))["simulated_ns"] for workers in (1, 2, 4)]

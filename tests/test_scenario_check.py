@@ -102,8 +102,6 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("host", 'backing = "hugetlb"\npage_size = "1GiB"\n'
          'hugetlb = { page_size = "1GiB", size = "2GiB" }', "guest.g.memory", "than the pool",
          "2GiB"),
-        ("host", 'fault_path = "exit_to_userspace"', "host.fault_path", "not modelled yet",
-         "kernel, userfaultfd"),
         ("host", "fault_workers = 2", "host.fault_workers", "only the path userfaultfd", "remove"),
         ("host", "table_levels = 2", "host.table_levels", "3 or more", "3"),
         ("host", "contiguous = true", "host.contiguous", "contiguous hint", "neoverse_n1"),

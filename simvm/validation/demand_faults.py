@@ -20,7 +20,6 @@ from simvm.units import SECOND
 from simvm.validation import scenarios
 from simvm.validation.rows import Published, Row, basis, sized
 
-PATHS = ("one_userfaultfd", "exit_to_userspace")
 _FAULTS = 10_240
 _LEAST_EACH = 20
 
@@ -28,16 +27,12 @@ _LEAST_EACH = 20
 def scaling_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """Thousands of pages a second; fewer faults when not at full size."""
     machine = {"slat_fault_4k": published["slat_fault_4k_ns"]}
-    for path in PATHS:
-        costs = published["costs"][path]
-        for vcpus, rate in zip(published["vcpus"], published["kpages_per_s"][path], strict=True):
-            calibrated = vcpus in published["calibrated_on"]
-            stands_on = basis(
-                published, {"class": "calibrated"} if calibrated else None, inputs=costs
-            )
-            simulated = kpages_per_s(path, vcpus, machine, sized(full, _FAULTS))
-            target = f"demand faults in kpages/s, {path}, {vcpus} vCPUs"
-            yield Row(target, rate, simulated, stands_on)
+    for row in published["rows"]:
+        path, vcpus = row["path"], row["vcpus"]
+        stands_on = basis(published, row, inputs=published["costs"][path])
+        simulated = kpages_per_s(path, vcpus, machine, sized(full, _FAULTS))
+        target = f"demand faults in kpages/s, {path}, {vcpus} vCPUs"
+        yield Row(target, row["kpages_per_s"], simulated, stands_on)
 
 
 def kpages_per_s(path: str, vcpus: int, costs: Mapping[str, int], faults: int = _FAULTS) -> float:
@@ -69,15 +64,12 @@ def fit(published: Published) -> dict[str, int]:
     machine, from one vCPU that exits; the transfer of a line, from 64 of these; what
     userfaultfd adds, from one vCPU; and what each fault that waits adds, from 64.
     """
-    rates = {
-        path: dict(zip(published["vcpus"], published["kpages_per_s"][path], strict=True))
-        for path in PATHS
-    }
+    rates = {(row["path"], row["vcpus"]): row["kpages_per_s"] for row in published["rows"]}
     costs: dict[str, int] = {}
 
     def solve(name: str, path: str, vcpus: int, high: int) -> None:
         costs[name] = _bisect(
-            lambda ns: kpages_per_s(path, vcpus, {**costs, name: ns}), rates[path][vcpus], high
+            lambda ns: kpages_per_s(path, vcpus, {**costs, name: ns}), rates[path, vcpus], high
         )
 
     solve("slat_fault_4k", "exit_to_userspace", 1, 10_000)
