@@ -39,6 +39,7 @@ cdef class HostMemory:
     cdef readonly BlockAllocator frames
     cdef readonly dict backings
     cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL
+    cdef int _lists_of(self, int group) except -1
 
 
 cdef class Shadow:

@@ -137,6 +137,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
           "its VMM's."),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
     _time("swap_worker_ns", "Host CPU time of zswap's writeback.", _HOST_ONLY),
+    _time("aging_ns", "The part of reclaim's CPU time spent on looking for accessed bits.",
+          _HOST_ONLY),
     _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),
     _count("folios_reclaimed", "folios", "Folios that reclaim freed.", _HOST_ONLY),
 )

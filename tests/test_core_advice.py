@@ -16,7 +16,7 @@ class Memory:
 
     def __init__(self, order: int = 0, *, deposits: bool = False) -> None:
         self.host = _core.HostMemory(64 * MIB)
-        self.host.new_list = POLICYS
+        self.host.set_new_list(POLICYS)
         self.table = _core.PageTable(4, self.host.frames, True)
         self.backing = _core.Backing(self.host, self.table, 7, order, 16 * MIB, deposits=deposits)
         self.space = _core.AddressSpace(0, self.table, None, 7)
@@ -166,7 +166,7 @@ def test_lazily_free_pages_are_told_by_their_dirty_bit() -> None:
 
 def test_lists_of_a_policy_end_before_those_of_the_host() -> None:
     with pytest.raises(ValueError, match="1 to 12"):
-        Memory().host.new_list = _core.LAZY_LIST
+        Memory().host.set_new_list(_core.LAZY_LIST)
 
 
 def test_extents_are_in_order_and_merged() -> None:

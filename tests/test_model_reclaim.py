@@ -16,6 +16,7 @@ from simvm.model.queues import Process
 from simvm.model.swap import Wait
 from simvm.model.swap.nvme import Nvme
 from simvm.model.vcpu import VirtualCpu
+from simvm.scenario import LruReclaim
 from simvm.scenario.models import Scenario
 
 NO_SWAP = {"device": "none"}
@@ -379,7 +380,7 @@ class Lists:
 
 
 def choose(active: list[int], inactive: list[int], young: set[int]) -> Any:
-    return ActiveInactive().choose(Lists(active, inactive, young))  # type: ignore[arg-type]
+    return ActiveInactive(LruReclaim()).choose(Lists(active, inactive, young))  # type: ignore[arg-type]
 
 
 def test_idle_folios_are_evicted_and_accessed_ones_activated() -> None:

@@ -60,7 +60,7 @@ cdef inline void hold(Backing *b, uint64_t start, uint64_t end, uint64_t clear,
                 i = folio_id(&b.host.folios, entry[0] & TARGET, level - 1)
                 if b.host.folios.where[i] == LAZY_LIST:
                     folio_remove(&b.host.folios, i)
-                    folio_push(&b.host.folios, b.host.new_list, i)
+                    folio_push(&b.host.folios, 0, i)
             entry[0] &= ~clear
         at = base + span
 
@@ -84,7 +84,7 @@ cdef inline uint64_t relist(Backing *b, uint64_t start, uint64_t end, int which,
         if has_frame(entry[0]):
             block = block_of(&h.frames, entry[0] & TARGET)
             if level == 1 and h.frames.state[block] == BLOCK_WHOLE:
-                freed += split_partial(h, b, h.folios.n_pages + block, h.new_list) << 12
+                freed += split_partial(h, b, h.folios.n_pages + block, 0) << 12
                 continue
             i = folio_id(&h.folios, entry[0] & TARGET, level - 1)
             if h.folios.where[i] != 0 and only in (0, h.folios.where[i]):

@@ -3,9 +3,9 @@
 cdef class HostMemory:
     """Host RAM: frames, folios and their lists, and a hugetlb pool.
 
-    Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy; `LAZY_LIST` is what
-    guests have freed, `UNEVICTABLE_LIST` what they have locked. Folio ids are
-    opaque; `order_of` and `owner_of` describe them.
+    Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy, and each group of owners
+    has its own. `LAZY_LIST` is what guests have freed, `UNEVICTABLE_LIST` what they have locked;
+    these are common to all. Folio ids are opaque; `order_of` and `owner_of` describe them.
     """
 
     def __cinit__(self, size):
@@ -20,7 +20,6 @@ cdef class HostMemory:
         self.frames.c = &self.c.frames
         self.frames.keep = self
         self.backings = {}
-        self.c.new_list = 1
 
     def __dealloc__(self):
         blocks.blocks_free(&self.c.frames)
@@ -52,16 +51,24 @@ cdef class HostMemory:
         self.c.floor, self.c.huge_floor = floor >> 12, huge_floor >> 12
         self.c.wake_below = wake_below >> 12
 
-    @property
-    def new_list(self):
-        """The list that new folios join."""
-        return self.c.new_list
+    def add_group(self):
+        """A new group of owners, with lists of its own: its number. Group 0 is there already."""
+        cdef int group = folios.folios_add_group(&self.c.folios)
+        if group < 0:
+            raise MemoryError()
+        return group
 
-    @new_list.setter
-    def new_list(self, int which):
+    def set_new_list(self, int which, int group=0):
+        """The list of a group that new folios join."""
+        self._lists_of(group)
         if not 0 < which < LAZY_LIST:
             raise ValueError(f"a policy's lists are numbered 1 to {LAZY_LIST - 1}")
-        self.c.new_list = which
+        self.c.folios.new_list[group] = which
+
+    cdef int _lists_of(self, int group) except -1:
+        if not 0 <= group < self.c.folios.n_groups:
+            raise ValueError(f"there is no group {group}")
+        return group * folios.N_LISTS
 
     @property
     def free_bytes(self):
@@ -72,9 +79,17 @@ cdef class HostMemory:
         """Bytes of free hugetlb pages."""
         return self.c.n_pool * table.span_of(self.c.pool_order)
 
-    def list_bytes(self, int which):
+    def list_bytes(self, int which, int group=0):
         """Bytes of the folios on one list."""
-        return self.c.folios.pages[which] << 12
+        return self.c.folios.pages[self._lists_of(group) + which] << 12
+
+    def group_bytes(self, int group):
+        """Bytes of the folios on all lists of a group's own."""
+        cdef int first = self._lists_of(group), i
+        cdef uint64_t pages = 0
+        for i in range(first + 1, first + folios.COMMON_LISTS):
+            pages += self.c.folios.pages[i]
+        return pages << 12
 
     @property
     def partial_bytes(self):
@@ -103,12 +118,12 @@ cdef class HostMemory:
             raise ValueError(f"folio {folio} has no owner")
         return &backing.c
 
-    def scan(self, int which, uint64_t pages):
+    def scan(self, int which, uint64_t pages, int group=0):
         """Folios from the old end of a list, and whether each was accessed since.
 
         As many as make up `pages` pages of 4 KiB. Clears their A bits; the list stays.
         """
-        cdef uint32_t i = self.c.folios.tail[which]
+        cdef uint32_t i = self.c.folios.tail[self._lists_of(group) + which]
         cdef uint64_t seen = 0
         cdef list found = []
         while i != blocks.NIL and seen < pages:
@@ -119,13 +134,24 @@ cdef class HostMemory:
         return found
 
     def move(self, folio_ids, int which):
-        """Put folios at the young end of a list, in the order given."""
+        """Put folios at the young end of a list (0: of that for new ones), in the order given."""
         cdef uint32_t i
-        if not 0 < which < PARTIAL_LIST:
+        if not 0 <= which < PARTIAL_LIST:
             raise ValueError("lists are numbered 1 to 14")
         for i in folio_ids:
             folios.folio_remove(&self.c.folios, i)
             folios.folio_push(&self.c.folios, which, i)
+
+    def look_around(self, uint32_t folio, int which):
+        """Age a folio of 4 KiB and its neighbours; those accessed go to a list.
+
+        (leaves looked at, how many of them were accessed), within one page table.
+        """
+        cdef aging.Aged aged
+        memset(&aged, 0, sizeof(aged))
+        aging.look_around(self._backing_of(folio),
+                          (self.c.folios.owner[folio] & 0xFFFFFFFFFF) << 12, which, &aged)
+        return aged.leaves, aged.young
 
     def swap_out(self, uint32_t folio, uint64_t slot):
         """Replace a folio's mapping by swap slots from `slot` on; its frames stay taken.
@@ -174,15 +200,19 @@ cdef class Backing:
     `order` is what a fault maps if it can (1: 2 MiB, falling back to 4 KiB); `from_pool`
     takes hugetlb pages instead; `deposits` keeps a page table for each 2 MiB leaf, as
     anonymous memory does; `end` is where guest memory ends (0 for a container).
-    With a `shadow` the processor does not walk `page_table`, but the shadow's tables.
+    With a `shadow` the processor does not walk `page_table`, but the shadow's tables. Its
+    folios are on the lists of `group`.
     """
 
     def __cinit__(self, HostMemory host, PageTable page_table, int owner, int order, uint64_t end,
-                  deposits=True, from_pool=False, Shadow shadow=None):
+                  deposits=True, from_pool=False, Shadow shadow=None, int group=0):
         if owner in host.backings or not 0 <= owner < 1 << 23:
             raise ValueError(f"owner (={owner}) must be new and below 2^23")
         if page_table.c.granule != 12:
             raise ValueError("host memory is backed in the 4 KiB granule")
+        host._lists_of(group)
+        if folios.folios_join(&host.c.folios, owner, group) != 0:
+            raise MemoryError()
         self.host = host
         self.page_table = page_table
         self.c.table = &page_table.c
@@ -199,6 +229,10 @@ cdef class Backing:
     def __dealloc__(self):
         free(self.c.marks)
 
+    def set_limit(self, uint64_t size):
+        """Bytes that may be mapped; 0: no limit. A fault beyond stops with RUN_LIMIT."""
+        self.c.limit = size >> 12
+
     @property
     def fallbacks(self):
         """2 MiB faults that had to back 4 KiB."""
@@ -212,6 +246,38 @@ cdef class Backing:
         if hostmem.zap(&self.c, start, start + length, &slots[0], &z) != 0:
             raise MemoryError("no memory for a page table")
         return (z.leaves[0], z.leaves[1], z.leaves[2]), z.splits, np.asarray(slots)[: z.slots]
+
+    def age(self, int which):
+        """Clear every A bit; folios that were accessed go to a list.
+
+        (table pages visited, leaves looked at, leaves accessed)
+        """
+        cdef aging.Aged aged
+        memset(&aged, 0, sizeof(aged))
+        with nogil:
+            aging.age_below(&self.c, self.c.table.root, 0, which, &aged)
+        return aged.tables, aged.leaves, aged.young
+
+    def note_old(self, const uint64_t[::1] addresses):
+        """Clear A of the leaves at `addresses`: which were accessed, as an array of bools.
+
+        Whoever looks with `age` or `scan` sees what was cleared here.
+        """
+        cdef uint8_t[::1] young = np.zeros(addresses.shape[0], dtype=np.uint8)
+        cdef Py_ssize_t i
+        with nogil:
+            for i in range(addresses.shape[0]):
+                young[i] = aging.note_old(&self.c, addresses[i])
+        return np.asarray(young).view(np.bool_)
+
+    def was_accessed(self, const uint64_t[::1] addresses):
+        """Which leaves were accessed since `note_old`, as an array of bools."""
+        cdef uint8_t[::1] young = np.zeros(addresses.shape[0], dtype=np.uint8)
+        cdef Py_ssize_t i
+        with nogil:
+            for i in range(addresses.shape[0]):
+                young[i] = aging.was_accessed(&self.c, addresses[i])
+        return np.asarray(young).view(np.bool_)
 
     def swap_in(self, uint64_t address, uint64_t frame, int which):
         """Map a 4 KiB frame where a swap entry stands; its slot. KeyError when none does."""

@@ -106,6 +106,25 @@ cdef class Region:
                 self.c.n_touched -= 1
         self.c.bytes -= size
 
+    def locate(self, const uint64_t[::1] offsets, PageTable guest=None):
+        """Where bytes of the region lie in guest-physical memory; unmapped ones are left out."""
+        cdef uint64_t[::1] found = np.empty(offsets.shape[0], dtype=np.uint64)
+        cdef table.Node *node = NULL
+        cdef int order = 0
+        cdef uint64_t *entry
+        cdef uint64_t at
+        cdef Py_ssize_t i, n = 0
+        for i in range(offsets.shape[0]):
+            at = self.c.base + offsets[i]
+            if guest is not None:
+                entry = table.find_leaf(&guest.c, at, &node, &order)
+                if entry == NULL:
+                    continue
+                at = (entry[0] & table.TARGET) + (at & (table.span_of(order) - 1))
+            found[n] = at
+            n += 1
+        return np.asarray(found)[:n]
+
     def backing_of(self, Backing backing, PageTable guest=None):
         """Bytes of this region by how the host holds them: (4 KiB, 2 MiB, 1 GiB, swapped)."""
         cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span, host_at, host_end, n
@@ -253,6 +272,14 @@ cdef class Stream:
                 return np.asarray(out)[:i]
             out[i] = self.c.next[self.c.at]
             stream.stream_consume(&self.c)
+        return np.asarray(out)
+
+    def ahead(self):
+        """Offsets of accesses that come next: as many as are drawn already, perhaps none."""
+        cdef int i
+        cdef uint64_t[::1] out = np.empty(min(self.c.n - self.c.at, stream.AHEAD), np.uint64)
+        for i in range(<int>out.shape[0]):
+            out[i] = self.c.next[self.c.at + i] >> 1
         return np.asarray(out)
 
     @property

@@ -26,6 +26,7 @@ cdef enum:
     DIRTY = 8
     SWAPPED = 16
     HELD = 32
+    YOUNG = 64               # was accessed before somebody else cleared A (Linux' PG_young)
 
 cdef enum:
     MAP_OK = 0
@@ -405,6 +406,6 @@ cdef inline bint clear_accessed(Table *t, Node *node, uint64_t slot) noexcept no
         first = slot & ~<uint64_t>(GROUP - 1)
         last = first + GROUP - 1
     for slot in range(first, last + 1):
-        before |= node.entry[slot] & ACCESSED
-        node.entry[slot] &= ~<uint64_t>ACCESSED
+        before |= node.entry[slot] & (ACCESSED | YOUNG)
+        node.entry[slot] &= ~<uint64_t>(ACCESSED | YOUNG)
     return before != 0

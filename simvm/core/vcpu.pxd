@@ -25,6 +25,7 @@ cdef enum:
     RUN_POOL_EMPTY = 7       # no page left in the hugetlb pool
     RUN_GUEST_NO_MEMORY = 8  # the guest has no free page of the size it must have
     RUN_PROTECTED = 9        # the host forbids access to the page, or to a neighbour of it
+    RUN_LIMIT = 10           # the guest's limit: room must be made within it
 
 cdef enum:
     TABLE_RESERVE = 16       # frames that one fault may need for tables
@@ -43,7 +44,6 @@ cdef struct Host:
     uint64_t floor           # a fault must leave so many 4 KiB pages free
     uint64_t huge_floor      # a 2 MiB fault must leave so many, else it falls back
     uint64_t wake_below      # RUN_PRESSURE below so many; 0: do not tell
-    int new_list             # where new folios go
 
 cdef struct Backing:
     Table *table
@@ -53,6 +53,7 @@ cdef struct Backing:
     bint deposits            # anonymous memory keeps a page table for each 2 MiB
     bint from_pool
     uint64_t end             # of guest memory; 0: none, a huge page ends with its region
+    uint64_t limit           # of 4 KiB pages that may be mapped; 0: none
     uint64_t fallbacks
     Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
     uint8_t *marks           # NULL, or of each 2 MiB block of guest memory
@@ -108,6 +109,12 @@ cdef inline void queue_work(Vcpu *v, uint64_t at, uint64_t size, bint zero) noex
     v.n_work += 1
 
 
+cdef inline bint within_limit(const Backing *b, uint64_t pages) noexcept nogil:
+    """Whether so many pages more are allowed (mem_cgroup_charge, mm/memcontrol.c)."""
+    cdef const uint64_t *leaves = b.table.leaves
+    return b.limit == 0 or leaves[0] + 512 * leaves[1] + pages <= b.limit
+
+
 cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
                      uint64_t address) noexcept nogil:
     """Serve a first touch in the host. OK, or why it cannot be served here and now."""
@@ -134,7 +141,9 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
     else:
         if h.frames.free_pages < h.floor + TABLE_RESERVE:
             return RUN_NO_MEMORY
-        order = map_new(b, address, level, end, h.new_list)
+        if not within_limit(b, 1):
+            return RUN_LIMIT
+        order = map_new(b, address, level, end, 0)
         if order < 0:
             return RUN_POOL_EMPTY
         v.slat_faults[order] += 1
@@ -150,7 +159,7 @@ cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
                         int which) noexcept nogil:
     """Map a new frame at `address`, where the walk ends at `level`: its order.
 
-    Its folio joins the list `which`. -1 when the hugetlb pool has none.
+    Its folio joins the list `which` (0: that for new ones). -1 when the hugetlb pool has none.
     """
     cdef Host *h = b.host
     cdef uint64_t base = address & ~(span_of(1) - 1)
@@ -165,7 +174,7 @@ cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
         h.n_pool -= 1
         frame = h.pool[h.n_pool]
     elif b.order == 1:
-        if (level >= 2 and base + span_of(1) <= end
+        if (level >= 2 and base + span_of(1) <= end and within_limit(b, 512)
                 and (b.marks == NULL or not b.marks[base >> 21] & CUT)):
             if h.frames.free_pages >= h.huge_floor + 512 + TABLE_RESERVE:
                 frame = alloc_2m(&h.frames)

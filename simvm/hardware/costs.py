@@ -60,6 +60,9 @@ class Costs:
     """The interruption of a vCPU that receives one."""
     reclaim_scan_ns: int
     """Looking at one folio."""
+    age_entry_ns: int
+    """A walk for accessed bits: each leaf, and each page table that it comes to."""
+    age_table_ns: int
     swap_fault_ns: int
     """CPU time of a major fault, beside the device."""
     thp_split_ns: int

@@ -172,11 +172,12 @@ class Guest:
         shape = slat if self.is_vm else self._table_format
         frames = self.host.memory.frames
         table = new_table(shape, frames, mirrored=self.nested)
+        self.cgroup = self.host.reclaimer.join(self)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
             self.config.memory if self.is_vm else 0,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
-            shadow=self.shadow,
+            shadow=self.shadow, group=self.cgroup.lists.group,
         )  # fmt: skip
         self.slat = table
         self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
@@ -293,6 +294,7 @@ class Guest:
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
+        self.host.reclaimer.leave(self)
         for mmu in self.mmus.values():
             mmu.forget(self.owner)
         for vcpu in self.vcpus:
@@ -311,6 +313,13 @@ class Guest:
             self._queue_flush(GpaRange(address, size))
         else:
             self._queue_flush(None)
+
+    def invalidate_all(self) -> None:
+        """Every mapping may have changed."""
+        if self.is_vm:
+            self.invalidate(0, self.config.memory)
+        for part in range(1, len(self._parts) + 1):
+            self.invalidate(part * self.first_address, self.first_address)
 
     def _queue_flush(self, flush: Flush) -> None:
         for mmu in self.mmus.values():
@@ -364,7 +373,7 @@ class Guest:
 
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
-        which, refault = self.host.reclaimer.refault_list(slot)
+        which, refault = self.host.reclaimer.refault_list(self, slot)
         self.backing.swap_in(address, frame, which)
         self.host.swap.free_slots([slot])
         self.swap_ins += 1

@@ -13,38 +13,65 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simvm.hardware.geometry import PAGE
-from simvm.model.policies import POLICIES, Decision
+from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.cgroups import Cgroup, in_turn
+from simvm.model.policies import Decision
 from simvm.model.queues import Process
 from simvm.model.swap import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from simvm.model.guest import Guest
     from simvm.model.host import Host
     from simvm.model.vcpu import VirtualCpu
 
 MAX_RETRIES = 16  # MAX_RECLAIM_RETRIES, mm/internal.h
 MARGIN = 16 * PAGE  # beyond the min watermark: what one fault may take, its tables included
+NEW = 0             # the list for new folios, whichever that is in a folio's group
 
 
 class Reclaimer:
-    """The host's reclaim: one policy that decides, one set of hands that acts."""
+    """The host's reclaim: policies that decide, one set of hands that acts."""
 
     def __init__(self, host: Host) -> None:
         settings = host.settings.reclaim
         self._host = host
         self._memory = host.memory
         self._flush_when_young = settings.aging_flush == "flush"
-        self._policy = POLICIES[settings.policy]() if settings.policy != "none" else None
-        if self._policy is not None:
-            self._memory.new_list = self._policy.new_list
+        self._works = settings.policy != "none"
+        self._common = Cgroup(host, 0)
+        self._groups = [self._common]
         self._awake = False
         self._wake = host.env.event()
         self.kswapd_ns = 0
+        self.aging_ns = 0
         self.folios_scanned = 0
         self.folios_reclaimed = 0
-        if self._policy is not None:
+        if self._works:
             host.env.process(self._kswapd())
+
+    # --- who is reclaimed from ----------------------------------------------------------
+
+    def join(self, guest: Guest) -> Cgroup:
+        """The group of a guest that starts."""
+        self._common.guests[guest.owner] = guest
+        return self._common
+
+    def leave(self, guest: Guest) -> None:
+        """The guest has ended."""
+        del guest.cgroup.guests[guest.owner]
+
+    def refault_list(self, guest: Guest, slot: int) -> tuple[int, bool]:
+        """Where a page that was swapped out goes, and whether it was of the working set."""
+        group = guest.cgroup
+        assert group.policy is not None
+        distance = self._host.swap.refault_distance(slot)
+        if distance <= group.policy.working_set_pages(group.lists):
+            return group.policy.refault_list, True
+        return NEW, False
+
+    # --- when ---------------------------------------------------------------------------
 
     def check_watermarks(self) -> None:
         """Wake kswapd when free memory has fallen below the low watermark."""
@@ -52,14 +79,6 @@ class Reclaimer:
             self._awake = True
             self._host.set_watermarks(kswapd_awake=True)
             self._wake.succeed()
-
-    def refault_list(self, slot: int) -> tuple[int, bool]:
-        """Where a page that was swapped out goes, and whether it was of the working set."""
-        assert self._policy is not None
-        distance = self._host.swap.refault_distance(slot)
-        if distance <= self._policy.working_set_pages(self._memory):
-            return self._policy.refault_list, True
-        return self._policy.new_list, False
 
     def direct(self, vcpu: VirtualCpu) -> Process:
         """Reclaim on a vCPU's time until a fault can go on; whether it now can."""
@@ -108,38 +127,89 @@ class Reclaimer:
             self._awake = False
             host.set_watermarks(kswapd_awake=False)
 
+    # --- what ---------------------------------------------------------------------------
+
     def _shrink(self) -> tuple[int, int]:
         """One batch of reclaim: progress (pages; folios aged or split), and its CPU time in ns."""
         memory, costs = self._memory, self._host.costs
-        if self._policy is None:
+        if not self._works:
             return 0, costs.reclaim_scan_ns
-        split, freed = memory.split_partial(self._policy.new_list, 1)
+        split, freed = memory.split_partial(NEW, 1)
         if split:
             return freed // PAGE, costs.thp_split_ns
         if not self._host.swap.has_room:
             return 0, costs.reclaim_scan_ns
-        decision = self._policy.choose(memory)
+        progress = cost = 0
+        for group in in_turn(self._groups):
+            progress, spent = self._shrink_group(group)
+            cost += spent
+            if progress:
+                break
+        return progress, max(1, cost)
+
+    def _shrink_group(self, group: Cgroup) -> tuple[int, int]:
+        """As `_shrink`, of one group; a walk through page tables is followed by a second look."""
+        assert group.policy is not None
+        progress = cost = 0
+        walked = True
+        while walked:
+            decision = group.policy.choose(group.lists)
+            moved, spent = self._act(group, decision)
+            progress += moved
+            cost += spent
+            walked = decision.walk
+        return progress, cost
+
+    def _act(self, group: Cgroup, decision: Decision) -> tuple[int, int]:
+        memory, costs = self._memory, self._host.costs
         self.folios_scanned += decision.scanned
-        cost = decision.scanned * costs.reclaim_scan_ns
-        for which, folios in decision.moves:
-            memory.move(folios, which)
         hit: dict[int, Guest] = {}
         if self._flush_when_young:
             self._collect_owners(decision, hit)
-        pages = 0
-        for folio in decision.evict:
-            evicted, spent = self._evict(folio, hit)
-            pages += evicted
-            cost += spent
-        for guest in hit.values():
-            cost += guest.shoot_down()
-        return pages + len(decision.young), max(1, cost)
+        cost = decision.scanned * costs.reclaim_scan_ns
+        for which, folios in decision.moves:
+            memory.move(folios, which)
+        for folio in decision.around:
+            looked, young = memory.look_around(folio, decision.young_list)
+            cost += looked * costs.age_entry_ns
+            if young and self._flush_when_young:
+                owner, address = memory.owner_of(folio)
+                self._host.guests[owner].invalidate(address // BLOCK * BLOCK, BLOCK)
+        if decision.walk:
+            cost += self._walk(group, decision.young_list, hit)
+        self.aging_ns += cost
+        if decision.new_list is not None:
+            memory.set_new_list(decision.new_list, group.lists.group)
+        pages, spent = self._evict_all(decision.evict, hit)
+        return pages + len(decision.young), cost + spent
+
+    def _walk(self, group: Cgroup, young_list: int, hit: dict[int, Guest]) -> int:
+        """Harvest the accessed bits of all guests of a group; ns."""
+        cost, costs = 0, self._host.costs
+        for owner, guest in group.guests.items():
+            tables, leaves, young = guest.backing.age(young_list)
+            cost += tables * costs.age_table_ns + leaves * costs.age_entry_ns
+            if young and self._flush_when_young:
+                guest.invalidate_all()
+                hit[owner] = guest
+        return cost
 
     def _collect_owners(self, decision: Decision, hit: dict[int, Guest]) -> None:
         for folio in decision.young:
             owner, address = self._memory.owner_of(folio)
             hit[owner] = self._host.guests[owner]
             hit[owner].invalidate(address, PAGE << (9 * self._memory.order_of(folio)))
+
+    def _evict_all(self, folios: Iterable[int], hit: dict[int, Guest]) -> tuple[int, int]:
+        """Evict folios and shoot down who is hit: pages, and ns."""
+        pages = cost = 0
+        for folio in folios:
+            evicted, spent = self._evict(folio, hit)
+            pages += evicted
+            cost += spent
+        for guest in hit.values():
+            cost += guest.shoot_down()
+        return pages, cost
 
     def _evict(self, folio: int, hit: dict[int, Guest]) -> tuple[int, int]:
         """Unmap a folio and send it to the swap device, or split it: progress, and ns."""
@@ -150,14 +220,14 @@ class Reclaimer:
         size = PAGE << (9 * order)
         slot = host.swap.slot_for(order)
         if slot is None and order == 0:
-            memory.move([folio], memory.new_list)
+            memory.move([folio], NEW)
             return 0, 0
         hit[owner] = guest
         guest.note_backed()
         guest.invalidate(address, size)
         guest.host_splits += order
         if slot is None:
-            memory.split(folio, memory.new_list)
+            memory.split(folio, NEW)
             return 1, costs.thp_split_ns  # progress: its pages can be taken one by one
         frame = memory.address_of(folio)
         memory.swap_out(folio, slot)
@@ -172,4 +242,3 @@ class Reclaimer:
 
     def _free(self, frames: list[int]) -> None:
         self._memory.frames.free_many(np.array(frames, dtype=np.uint64))
-

@@ -84,6 +84,7 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
         "swap_written_back": host.swap.written_back,
         "swap_worker_ns": host.swap_worker_ns,
         "kswapd_ns": reclaimer.kswapd_ns,
+        "aging_ns": reclaimer.aging_ns,
         "folios_scanned": reclaimer.folios_scanned,
         "folios_reclaimed": reclaimer.folios_reclaimed,
     }

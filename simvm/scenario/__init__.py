@@ -31,7 +31,7 @@ from simvm.scenario.models import (
     UniformPattern,
     ZipfPattern,
 )
-from simvm.scenario.reclaim import LruReclaim, NoReclaim, Reclaim
+from simvm.scenario.reclaim import LruReclaim, MglruReclaim, NoReclaim, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "Hugetlb",
     "LruReclaim",
     "Meta",
+    "MglruReclaim",
     "NoChannelSettings",
     "NoReclaim",
     "NoSwap",

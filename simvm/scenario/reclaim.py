@@ -38,9 +38,17 @@ class LruReclaim(Watermarks):
     policy: Literal["lru"] = "lru"
 
 
+class MglruReclaim(Watermarks):
+    """Lists by generation, aged by walks through page tables."""
+
+    policy: Literal["mglru"] = "mglru"
+    min_ttl: f.Time = 0
+    """A generation younger than this is not evicted: rather the OOM killer comes."""
+
+
 Reclaim = Annotated[
-    NoReclaim | LruReclaim,
+    NoReclaim | LruReclaim | MglruReclaim,
     Field(discriminator="policy"),
-    choice("policy", NoReclaim, LruReclaim, default="lru", later=("mglru", "damon")),
+    choice("policy", NoReclaim, LruReclaim, MglruReclaim, default="lru", later=("damon",)),
 ]
 """A policy with its settings; without a word, `lru`."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import TYPE_CHECKING
 
-from simvm import _core
 from simvm.hardware.geometry import PAGE
-from simvm.model.policies.base import CLUSTER_PAGES, Decision
+from simvm.model.policies.base import CLUSTER_PAGES, Decision, Lists
+
+if TYPE_CHECKING:
+    from simvm.scenario.reclaim import Watermarks
 
 
 class ActiveInactive:
@@ -21,7 +24,10 @@ class ActiveInactive:
     new_list = INACTIVE
     refault_list = ACTIVE
 
-    def choose(self, memory: _core.HostMemory) -> Decision:
+    def __init__(self, settings: Watermarks) -> None:
+        del settings  # the lists have none
+
+    def choose(self, memory: Lists) -> Decision:
         decision = Decision()
         active, inactive = memory.list_bytes(self.ACTIVE), memory.list_bytes(self.INACTIVE)
         ratio = isqrt(10 * ((active + inactive) >> 30)) or 1
@@ -38,5 +44,5 @@ class ActiveInactive:
         decision.scanned += len(old)
         return decision
 
-    def working_set_pages(self, memory: _core.HostMemory) -> int:
+    def working_set_pages(self, memory: Lists) -> int:
         return memory.list_bytes(self.ACTIVE) // PAGE

@@ -1,0 +1,100 @@
+# Part of simvm/_core.pyx: memory in blocks.
+
+cdef class BlockAllocator:
+    """`size` bytes of memory from `base` up, in 2 MiB blocks (a rest is not used)."""
+
+    def __cinit__(self, size, base=0):
+        if size < 0 or size >= MAX_ADDRESS or base < 0 or base % (1 << 30):
+            raise ValueError("size must be in [0, 2^46) and base a multiple of 1 GiB")
+        self.c = &self.own
+        if blocks.blocks_init(self.c, size, base) != 0:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        blocks.blocks_free(&self.own)
+
+    def allocate_4k(self, movable=True):
+        """Address of a page. MemoryError when none is free."""
+        return self._given(blocks.alloc_4k(self.c, blocks.MOVABLE if movable else blocks.UNMOVABLE))
+
+    def allocate_2m(self):
+        """Address of a whole block. MemoryError when none is whole."""
+        return self._given(blocks.alloc_2m(self.c))
+
+    def allocate_1g(self):
+        """Address of an aligned 1 GiB. MemoryError when none is whole."""
+        return self._given(blocks.alloc_1g(self.c))
+
+    def _given(self, uint64_t address):
+        if address == blocks.NO_PAGE:
+            raise MemoryError("no free page of that size")
+        return address
+
+    def free_4k(self, uint64_t address):
+        """Give a page back. ValueError when it is not in use."""
+        if address < self.c.base or blocks.free_4k(self.c, address) != 0:
+            raise ValueError(f"page {address:#x} is not in use")
+
+    def free_2m(self, uint64_t address):
+        """Give a block back. ValueError when it is not allocated whole."""
+        if address < self.c.base or blocks.free_2m(self.c, address) != 0:
+            raise ValueError(f"block {address:#x} is not in use")
+
+    def free_1g(self, uint64_t address):
+        """Give 1 GiB back. ValueError when it is not allocated so."""
+        if address < self.c.base or blocks.free_1g(self.c, address) != 0:
+            raise ValueError(f"1 GiB page {address:#x} is not in use")
+
+    def break_2m(self, uint64_t address):
+        """Turn an allocated block into 512 allocated pages."""
+        if address < self.c.base or blocks.break_2m(self.c, address) != 0:
+            raise ValueError(f"block {address:#x} is not in use")
+
+    def free_many(self, const uint64_t[::1] addresses):
+        """Give 4 KiB pages back."""
+        cdef Py_ssize_t i
+        for i in range(addresses.shape[0]):
+            if blocks.free_4k(self.c, addresses[i]) != 0:
+                raise ValueError(f"page {addresses[i]:#x} is not in use")
+
+    def allocate_run(self, int pages, movable=True):
+        """Address of pages in a row, aligned to their size. MemoryError when there is none."""
+        check_run(pages)
+        return self._given(blocks.alloc_run(
+            self.c, pages, blocks.MOVABLE if movable else blocks.UNMOVABLE))
+
+    def free_run(self, uint64_t address, int pages):
+        """Give pages in a row back. ValueError when one of them is not in use."""
+        check_run(pages)
+        if address < self.c.base or blocks.free_run(self.c, address, pages) != 0:
+            raise ValueError(f"pages from {address:#x} on are not all in use")
+
+    def reserve_low(self, uint64_t size):
+        """Take the lowest `size` bytes for good. MemoryError when they are not free."""
+        if blocks.reserve_low(self.c, size) != 0:
+            raise MemoryError(f"cannot reserve {size} bytes")
+
+    @property
+    def size(self):
+        """Bytes in all."""
+        return <uint64_t>self.c.n << 21
+
+    @property
+    def free_bytes(self):
+        """Free bytes, in blocks whole and broken."""
+        return self.c.free_pages << 12
+
+    @property
+    def free_blocks(self):
+        """Whole free blocks."""
+        return self.c.free_blocks
+
+    def recount(self):
+        """Free bytes counted page by page: the thorough check of `free_bytes`."""
+        return blocks.count_free(self.c) << 12
+
+
+cdef int check_run(int pages) except -1:
+    if not 1 <= pages <= 512 or pages & (pages - 1):
+        raise ValueError(f"pages (={pages}) must be a power of two, at most 512")
+    return 0
