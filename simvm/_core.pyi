@@ -70,6 +70,10 @@ class BlockAllocator:
     def free_bytes(self) -> int: ...
     @property
     def free_blocks(self) -> int: ...  # of 2 MiB
+    def free_blocks_from(self, address: int, most: int) -> list[int]: ...
+    def vacate(
+        self, start: int, size: int, tables: Iterable[PageTable]
+    ) -> tuple[list[int], tuple[int, int]]: ...  # blocks; pages moved, of 4 KiB and 2 MiB
     def recount(self) -> int: ...  # bytes
 
 class PageTable:

@@ -30,6 +30,7 @@ cimport simvm.core.run as run
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
+cimport simvm.core.vacate as vacate
 cimport simvm.core.vcpu as vcpu
 
 from collections import namedtuple

@@ -114,6 +114,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("host_splits", "folios", "Huge mappings of the host broken into smaller ones."),
     _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
     _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
+    _count("pages_moved", "pages", "4 KiB of guest memory that the guest's kernel moved to unplug "
+           "where it was."),
     _count("requests", "requests", "Requests of open-loop phases completed."),
     _count("oom_kills", "guests", "Guests killed because nothing was left to reclaim."),
     _time("elapsed_ns", "vCPU time from the start to the end of phases: the sum of its parts."),

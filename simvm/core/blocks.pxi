@@ -89,6 +89,40 @@ cdef class BlockAllocator:
         """Whole free blocks."""
         return self.c.free_blocks
 
+    def free_blocks_from(self, uint64_t address, int most):
+        """Addresses of the first whole free blocks from an address on, in order."""
+        cdef list found = []
+        cdef uint32_t i = vacate.next_free_block(self.c, blocks.block_of(self.c, address))
+        while i != blocks.NIL and len(found) < most:
+            found.append(self.c.base + (<uint64_t>i << 21))
+            i = vacate.next_free_block(self.c, i + 1)
+        return found
+
+    def vacate(self, uint64_t start, uint64_t size, tables):
+        """Allocate the blocks of a range whole, and move what `tables` map there elsewhere.
+
+        Addresses of those that could be, and how many pages of 4 KiB and 2 MiB have moved.
+        Page tables, 1 GiB pages and what no table maps stay, and so does their block. A leaf
+        that has moved needs a flush.
+        """
+        cdef vacate.Vacating v
+        cdef PageTable each
+        cdef uint32_t k
+        cdef uint64_t[::1] ours = np.zeros((size >> 21) * 8 + 1, dtype=np.uint64)
+        if start % (1 << 21) or size % (1 << 21) or start < self.c.base:
+            raise ValueError("a range to vacate is whole blocks")
+        if start + size > self.c.base + self.size:
+            raise ValueError("a range to vacate must be memory that there is")
+        memset(&v, 0, sizeof(v))
+        v.b, v.first, v.n = self.c, blocks.block_of(self.c, start), <uint32_t>(size >> 21)
+        v.ours = &ours[0]
+        if vacate.isolate_free(&v):
+            for each in tables:
+                vacate.move_below(&v, each.c.root)
+        vacate.settle(&v)
+        done = [start + (<uint64_t>k << 21) for k in range(v.n) if vacate.all_ours(&v, k)]
+        return done, (v.moved[0], v.moved[1])
+
     def recount(self):
         """Free bytes counted page by page: the thorough check of `free_bytes`."""
         return blocks.count_free(self.c) << 12

@@ -73,6 +73,16 @@ class Costs:
     balloon_inflate_2m_ns: int
     balloon_deflate_4k_ns: int
     balloon_deflate_2m_ns: int
+    virtio_mem_unplug_ns: int
+    """For 2 MiB."""
+    virtio_mem_plug_ns: int
+    shared_reclaim_ns: int
+    """A free 2 MiB frame, taken through a shared allocator, without the zap."""
+    shared_return_ns: int
+    shared_scan_ns: int
+    """Looking at the state of a frame."""
+    page_migration_ns: int
+    """Moving a page of 4 KiB or 2 MiB, beside copying it."""
     context_switch_ns: int
     timeslice_ns: int
     migrate_4k_ns: int

@@ -19,7 +19,7 @@ import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
+from simvm.hardware.geometry import BLOCK, ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.content import PageContent
 from simvm.model.host import STRUCT_PAGE_BYTES
@@ -130,6 +130,7 @@ class Guest:
         self.fault_retries = 0
         self.shootdowns = 0
         self.hint_calls = 0
+        self.pages_moved = 0
         self.kernel_thread_ns = 0
         self.host_splits = 0
         self.swap_outs = 0
@@ -360,6 +361,25 @@ class Guest:
             shootdowns += max(1, min(sum(leaves), length // step))
         self.note_backed()
         return cost + self.shoot_down(shootdowns) if shootdowns else 0
+
+    def vacate(self, start: int, size: int) -> tuple[list[int], int]:
+        """Take blocks of the guest's memory whole, moving pages out of the way.
+
+        The addresses of those that could be taken, and what moving cost, in ns.
+        """
+        tables = self._guest_tables()
+        done, moved = self.memory.vacate(start, size, tables)
+        if not any(moved):
+            return done, 0
+        self.pages_moved += moved[0] + moved[1] * (BLOCK // PAGE)
+        if self.shadow is not None:
+            self.shadow.note_writes(sum(moved))
+            self.shadow.drop(start, size)
+        for space in self.processes.values():
+            self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
+        copied = moved[0] * PAGE + moved[1] * BLOCK
+        cost = copied * 1_000_000_000 // self.host.cpu.zeroing_bytes_per_s
+        return done, cost + sum(moved) * self.host.costs.page_migration_ns
 
     def trap_ns(self) -> int:
         """Shadow paging: what exits that nobody has paid for yet take, in ns."""

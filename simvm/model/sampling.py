@@ -56,6 +56,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "host_splits": guest.host_splits,
         "shootdowns": guest.shootdowns,
         "hint_calls": guest.hint_calls,
+        "pages_moved": guest.pages_moved,
         "kernel_thread_ns": guest.kernel_thread_ns,
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,

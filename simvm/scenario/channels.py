@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice_from
 
-LATER: Final = ("free_page_reporting", "virtio_mem", "shared_allocator")
+LATER: Final = ("free_page_reporting",)
 """Kinds that are not modelled yet."""
 
 INTERVAL: Final = 1_000_000_000
@@ -51,9 +51,9 @@ class SizedChannelSettings(ChannelSettings):
     schedule: f.Schedule | None = None
     """The same from a simulated time on, such as { 10s = "2GiB", 60s = "8GiB" }."""
     keep_free: f.PageMultipleOrZero | None = None
-    """Free memory that the host leaves each guest, above what it needs; looked at by `interval`."""
+    """Free memory that the host leaves each guest, above what it uses; looked at by `interval`."""
     interval: f.Duration = INTERVAL
-    """From one look at the guest's free memory to the next; the controller's choice."""
+    """From one look at the guest's memory to the next; the host's choice."""
 
 
 class BalloonChannelSettings(SizedChannelSettings):
@@ -64,6 +64,24 @@ class BalloonChannelSettings(SizedChannelSettings):
     """What is taken at once; 2 MiB is no part of the driver in Linux."""
     deflate_on_oom: f.Flag = True
     """Whether a guest that runs out of memory takes pages back, 1 MiB at a time."""
+
+
+class VirtioMemChannelSettings(SizedChannelSettings):
+    """virtio-mem: the guest unplugs blocks of its memory and plugs them again."""
+
+    kind: Literal["virtio_mem"] = "virtio_mem"
+    block_size: f.DeviceBlock = 2 << 20
+    """Of the device: what is plugged and unplugged at once. A block of Linux has 128 MiB."""
+    unmovable: f.Share = 0.0
+    """Share of the device's blocks with a page that cannot move; 0 errs low for what stays."""
+
+
+class SharedAllocatorChannelSettings(SizedChannelSettings):
+    """An allocator in shared memory: the host takes free frames of 2 MiB without a call."""
+
+    kind: Literal["shared_allocator"] = "shared_allocator"
+    automatic: f.Flag = False
+    """Whether the host drops what is free every `interval`; the guest may use it at any time."""
 
 
 def register(kind: str, settings: type[ChannelSettings]) -> None:
@@ -85,6 +103,8 @@ def register(kind: str, settings: type[ChannelSettings]) -> None:
 register("none", NoChannelSettings)
 register("passthrough", PassthroughChannelSettings)
 register("balloon", BalloonChannelSettings)
+register("virtio_mem", VirtioMemChannelSettings)
+register("shared_allocator", SharedAllocatorChannelSettings)
 
 
 class _Described:

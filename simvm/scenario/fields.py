@@ -312,6 +312,15 @@ BalloonPage = Annotated[
 ]
 """Bytes of a page that a balloon takes: 4 KiB or 2 MiB."""
 
+_DEVICE_BLOCKS: Final = (*(f"{1 << n}MiB" for n in range(1, 10)), "1GiB")
+DeviceBlock = Annotated[
+    int,
+    one_of(*_DEVICE_BLOCKS, parse=units.parse_bytes),
+    _AS_SIZE,
+    WithJsonSchema({"type": "string", "enum": list(_DEVICE_BLOCKS)}),
+]
+"""Bytes of a block of virtio-mem: a power of two from 2 MiB to 1 GiB."""
+
 
 def _check_name(value: Any) -> str:
     if not isinstance(value, str):

@@ -16,6 +16,8 @@ from simvm.model.channels.balloon import Balloon
 from simvm.model.channels.base import Channel
 from simvm.model.channels.none import NoChannel
 from simvm.model.channels.passthrough import Passthrough
+from simvm.model.channels.shared_allocator import SharedAllocator
+from simvm.model.channels.virtio_mem import VirtioMem
 from simvm.scenario import channels as settings_of
 from simvm.scenario.channels import ChannelSettings
 
@@ -26,6 +28,8 @@ CHANNELS: dict[str, Factory] = {
     "none": NoChannel,
     "passthrough": Passthrough,
     "balloon": Balloon,
+    "virtio_mem": VirtioMem,
+    "shared_allocator": SharedAllocator,
 }
 """By kind. The settings of these are in `simvm.scenario.channels`, which stands alone."""
 

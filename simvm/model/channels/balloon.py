@@ -17,12 +17,11 @@ there); page migration out of the balloon by the guest's compaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simvm.hardware.geometry import PAGE
 from simvm.model.channels.none import NoChannel
-from simvm.model.channels.sizing import Controller
+from simvm.model.channels.sizing import Controller, extents_of
 from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Process
 
@@ -34,17 +33,6 @@ if TYPE_CHECKING:
 MESSAGE_PAGES = 256         # VIRTIO_BALLOON_ARRAY_PFNS_MAX
 OOM_BYTES = 256 * 4096      # VIRTIO_BALLOON_OOM_NR_PAGES
 RETRY_NS = 200_000_000      # msleep in fill_balloon
-
-
-def extents_of(addresses: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """Pages of one size as (start, length) of those that lie in a row, in order."""
-    extents: list[tuple[int, int]] = []
-    for address in sorted(addresses):
-        if extents and sum(extents[-1]) == address:
-            extents[-1] = extents[-1][0], extents[-1][1] + size
-        else:
-            extents.append((address, size))
-    return extents
 
 
 class Balloon(NoChannel):

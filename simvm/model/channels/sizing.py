@@ -1,12 +1,24 @@
-"""How much of a guest's memory a host wants: a fixed size, a schedule, or by what is free."""
+"""What channels share that size a guest: how much the host wants, and ranges of memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
     from simvm.scenario.channels import SizedChannelSettings
+
+
+def extents_of(addresses: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """Pages or blocks of one size as (start, length) of those that lie in a row, in order."""
+    extents: list[tuple[int, int]] = []
+    for address in sorted(addresses):
+        if extents and sum(extents[-1]) == address:
+            extents[-1] = extents[-1][0], extents[-1][1] + size
+        else:
+            extents.append((address, size))
+    return extents
 
 
 class Controller:
