@@ -25,6 +25,11 @@ SCOPES: Final[tuple[Scope, ...]] = (HOST, CLASS, GUEST)
 """Every scope of a row, from the widest to the narrowest."""
 
 _HOST_ONLY: Final[tuple[Scope, ...]] = (HOST,)
+_NOT_CLASS: Final[tuple[Scope, ...]] = (HOST, GUEST)
+_GUEST_ONLY: Final[tuple[Scope, ...]] = (GUEST,)
+
+PSI_WINDOWS: Final = (10, 60, 300)
+"""Over how many seconds pressure is averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,22 @@ def _count(name: str, unit: str, meaning: str, scopes: tuple[Scope, ...] = SCOPE
 
 def _time(name: str, meaning: str, scopes: tuple[Scope, ...] = SCOPES) -> Column:
     return Column(name, "ns", "counter", meaning, scopes)
+
+
+def _pressure(prefix: str, whose: str, scopes: tuple[Scope, ...]) -> tuple[Column, ...]:
+    columns: list[Column] = []
+    for kind, what in (
+        ("some", "share of its threads that stalls on memory hit"),
+        ("full", "share of its threads that stalls on memory leave idle"),
+    ):
+        columns.append(Column(f"{prefix}_{kind}", "", "ratio", f"{whose}: {what}.", scopes))
+        columns += [
+            Column(f"{prefix}_{kind}_avg{window}", "", "ratio",
+                   f"The kernel's average of {prefix}_{kind} over {window} s, brought up every "
+                   "2 s.", scopes)
+            for window in PSI_WINDOWS
+        ]  # fmt: skip
+    return tuple(columns)
 
 
 KEYS: Final[tuple[Column, ...]] = (
@@ -137,6 +158,12 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("fault_stall_ns", "Stalled by SLAT faults: wait, service and swap-in together."),
     _time("kernel_thread_ns", "Host CPU time of threads beside the vCPUs: the guest's kernel's and "
           "its VMM's."),
+    _time("psi_some_ns", "Time, weighed by psi_some: of the host, or of the guest's tasks on it.",
+          _NOT_CLASS),
+    _time("psi_full_ns", "Time, weighed by psi_full.", _NOT_CLASS),
+    _time("guest_psi_some_ns", "Time, weighed by guest_psi_some: what the guest's kernel sees.",
+          _GUEST_ONLY),
+    _time("guest_psi_full_ns", "Time, weighed by guest_psi_full.", _GUEST_ONLY),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
     _time("swap_worker_ns", "Host CPU time of zswap's writeback.", _HOST_ONLY),
     _time("aging_ns", "The part of reclaim's CPU time spent on looking for accessed bits.",
@@ -148,6 +175,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
 RATIOS: Final[tuple[Column, ...]] = (
     Column("slowdown", "", "ratio", "Elapsed over ideal in the interval, measured phases alone; "
            "null where none made an access."),
+    *_pressure("psi", "Memory pressure of the host, or of the guest's tasks on it", _NOT_CLASS),
+    *_pressure("guest_psi", "Memory pressure as the guest's kernel sees it", _GUEST_ONLY),
 )
 
 COLUMNS: Final[tuple[Column, ...]] = KEYS + GAUGES + COUNTERS + RATIOS

@@ -65,6 +65,7 @@ HEADLINE: Final[tuple[str, ...]] = (
     "slat_faults",
     "guest_faults",
     "fault_stall_ns",
+    "psi_some",
     "swap_ins",
     "swap_outs",
     "oom_kills",

@@ -430,8 +430,8 @@ def test_page_in_a_browser(run_directory: Path, page: str, tmp_path: Path) -> No
     assert found, done.stderr[-2000:]
     seen = json.loads(html.unescape(found[1]))
     assert seen["errors"] == []
-    # The overview, five footprints, slowdown, trade-off, parts, three rates.
-    assert len(seen["views"]) == 12
+    # The overview, five footprints, slowdown, trade-off, parts, two of pressure, three rates.
+    assert len(seen["views"]) == 14
     assert min(seen["views"]) > 0
     assert seen["images"] == 0
     assert seen["title"] == HOSTILE

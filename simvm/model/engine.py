@@ -151,7 +151,7 @@ class Simulation:
         except (simpy.Interrupt, GuestKilled):
             pass
         finally:
-            first.leave_core()
+            first.rest()
 
     def _stop(self, guest: Guest, at: int) -> Process:
         yield self.env.timeout(max(0, at - self.env.now))

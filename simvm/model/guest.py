@@ -25,7 +25,9 @@ from simvm.model.content import PageContent
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.ledger import claim_pages
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
+from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels
+from simvm.model.refaults import RefaultDistances
 from simvm.model.vcpu import GuestKilled, VirtualCpu
 from simvm.scenario import NoChannelSettings
 
@@ -136,6 +138,7 @@ class Guest:
         self.swap_outs = 0
         self.swap_ins = 0
         self.refaults = 0
+        self.refault_distances = RefaultDistances()
         self.requests = 0
         self.measured_elapsed_ns = 0
         self.measured_ideal_ns = 0
@@ -156,6 +159,8 @@ class Guest:
         self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
+        self.pressure = Pressure(host.env, host.settings.cores)     # of its vCPUs on the host
+        self.own_pressure = Pressure(host.env, config.vcpus)        # what its kernel sees
         self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
         self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
@@ -394,6 +399,7 @@ class Guest:
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
         which, refault = self.host.reclaimer.refault_list(self, slot)
+        self.refault_distances.add(self.host.swap.refault_distance(slot))
         self.backing.swap_in(address, frame, which)
         self.host.swap.free_slots([slot])
         self.swap_ins += 1

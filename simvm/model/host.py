@@ -17,6 +17,7 @@ from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.mmus import CoreMmu
+from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels, Cores, Process
 from simvm.model.reclaim import Reclaimer
 from simvm.model.swap import make_device
@@ -51,6 +52,7 @@ class Host:
         self.settings = host
         self.memory = _core.HostMemory(host.memory)
         self.cores = Cores(env, host.cores)
+        self.pressure = Pressure(env, host.cores)
         self._mmus: dict[int, CoreMmu] = {}
         self.tagged = host.tagged_tlb and cpu.tagging != "none"
         self.zone_lock = Channels()

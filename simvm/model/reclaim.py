@@ -16,6 +16,7 @@ import numpy as np
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.cgroups import Cgroup, in_turn
 from simvm.model.policies import Decision
+from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.swap import Run
 
@@ -106,21 +107,24 @@ class Reclaimer:
 
     def _kswapd(self) -> Process:
         host = self._host
+        stalls = Stalls(host.pressure)
         while True:
             if not self._awake:
                 yield self._wake
                 self._wake = host.env.event()
             idle = 0
-            while host.free_bytes < host.high_bytes and idle < MAX_RETRIES:
-                if host.free_bytes + host.swap.writeback_bytes < host.high_bytes:
-                    core = yield from host.cores.acquire()
-                    reclaimed, cost = self._shrink()
-                    yield host.env.timeout(cost)
-                    self.kswapd_ns += cost
-                    host.cores.release(core)
-                    idle = 0 if reclaimed else idle + 1
-                else:
-                    yield host.swap.writes_done
+            with stalls.stalled():
+                while host.free_bytes < host.high_bytes and idle < MAX_RETRIES:
+                    if host.free_bytes + host.swap.writeback_bytes < host.high_bytes:
+                        core = yield from host.cores.acquire()
+                        reclaimed, cost = self._shrink()
+                        yield host.env.timeout(cost)
+                        self.kswapd_ns += cost
+                        host.cores.release(core)
+                        idle = 0 if reclaimed else idle + 1
+                    else:
+                        yield host.swap.writes_done
+            stalls.rest()
             if idle:
                 # Nothing to take for now: leave it to direct reclaim, look again later.
                 yield host.env.timeout(host.costs.timeslice_ns)

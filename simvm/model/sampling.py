@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
+from simvm.model.pressure import Gauge
 from simvm.model.tasks import add_up
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ class Sampler:
         self.peaks: dict[tuple[str, int], dict[str, int]] = {}
         self.slowdowns: dict[tuple[str, int], list[float]] = {}
         self.weighed_ns = 0
+        self._pressures = {("", -1): [Gauge(host.pressure, "psi")]}
+        for guest in guests:
+            gauges = [Gauge(guest.pressure, "psi")]
+            if guest.is_vm:
+                gauges.append(Gauge(guest.own_pressure, "guest_psi"))
+            self._pressures[guest.class_, guest.index] = gauges
 
     def sample(self) -> None:
         """Record one row for the host, each class and each guest."""
@@ -130,7 +137,12 @@ class Sampler:
 
     def _row(self, now: int, key: tuple[str, int], scope: str, values: dict[str, int]) -> None:
         slowdown = self._slowdown(key)
-        self._recorder.append(now, scope, *key, values | {"slowdown": slowdown})
+        ratios = {"slowdown": slowdown}
+        for gauge in self._pressures.get(key, ()):
+            counters, shares = gauge.read(now)
+            values |= counters
+            ratios |= shares
+        self._recorder.append(now, scope, *key, values | ratios)
         self.totals[key] = values
         peaks = self.peaks.setdefault(key, {})
         for name, value in values.items():

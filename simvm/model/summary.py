@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from simvm.columns import COUNTER_NAMES, GAUGE_NAMES
+from simvm.model.refaults import RefaultDistances
 from simvm.model.tasks import PhaseRecord, Task, add_up
 from simvm.results import SCHEMA_VERSION, percentiles
 from simvm.units import format_bytes
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 GAUGES = dict.fromkeys(GAUGE_NAMES)
+HOST_PRESSURES = ("psi_some", "psi_full")
+PRESSURES = (*HOST_PRESSURES, "guest_psi_some", "guest_psi_full")
 WALK_COUNTERS = ("accesses", "tlb_misses", "walks", "walk_loads", "walk_cycles")
 
 
@@ -40,6 +43,24 @@ def slowdown(guests: Iterable[Guest]) -> float | None:
     chosen = list(guests)
     ideal = sum(guest.measured_ideal_ns for guest in chosen)
     return sum(guest.measured_elapsed_ns for guest in chosen) / ideal if ideal else None
+
+
+def pressure(
+    names: Iterable[str], totals: list[dict[str, int]], simulated_ns: int
+) -> dict[str, float | None]:
+    """Shares of the run under memory pressure, the mean over those that know it."""
+    shares: dict[str, float | None] = {}
+    for name in names:
+        known = [each[f"{name}_ns"] for each in totals if f"{name}_ns" in each]
+        whole = len(known) * simulated_ns
+        shares[name] = sum(known) / whole if whole else None
+    return shares
+
+
+def distances(guests: Iterable[Guest]) -> dict[str, Any]:
+    """How far back pages were reclaimed that came back."""
+    whole = RefaultDistances.sum(guest.refault_distances for guest in guests)
+    return {"refault_distance": whole.summary()}
 
 
 def phase_summary(record: PhaseRecord) -> dict[str, Any]:
@@ -137,6 +158,11 @@ class Summary:
             "final": {name: totals[name] for name in GAUGE_NAMES if name in totals},
         }  # fmt: skip
 
+    def _memory(self, guests: list[Guest]) -> dict[str, Any]:
+        """Pressure and refault distances of guests."""
+        totals = [self._sampler.totals[guest.class_, guest.index] for guest in guests]
+        return pressure(PRESSURES, totals, self._host.env.now) | distances(guests)
+
     def _records(self, guests: Iterable[Guest]) -> list[PhaseRecord]:
         return [
             record
@@ -151,7 +177,12 @@ class Summary:
             "backing": host.settings.backing,
             "oom_kills": host.oom_kills,
             "slowdown": slowdown(guests),
-        } | ratios(self._records(guests)) | self._values(("", -1), host.peaks[""])
+        } | (
+            ratios(self._records(guests))
+            | self._values(("", -1), host.peaks[""])
+            | pressure(HOST_PRESSURES, [self._sampler.totals["", -1]], host.env.now)
+            | distances(guests)
+        )
 
     def _class_summary(self, name: str, guests: list[Guest]) -> dict[str, Any]:
         config = self._scenario.guests[name]
@@ -167,7 +198,11 @@ class Summary:
             "count": config.count,
             "slowdown": slowdown(guests),
             "slowdown_percentiles": percentiles(intervals),
-        } | ratios(self._records(guests)) | self._values((name, -1), self._host.peaks[name])
+        } | (
+            ratios(self._records(guests))
+            | self._values((name, -1), self._host.peaks[name])
+            | self._memory(guests)
+        )
 
     def _guest_summary(self, guest: Guest) -> dict[str, Any]:
         records = self._records([guest])
@@ -183,4 +218,8 @@ class Summary:
             "elapsed": add_up([vcpu.account.parts() for vcpu in guest.vcpus]),
             "phases": [phase_summary(record) for record in records],
             "regions": region_summaries(guest),
-        } | ratios(records) | self._values((guest.class_, guest.index), guest.peaks)
+        } | (
+            ratios(records)
+            | self._values((guest.class_, guest.index), guest.peaks)
+            | self._memory([guest])
+        )

@@ -69,7 +69,7 @@ class Task:
         finally:
             self.close_record()
             for vcpu in self.vcpus:
-                vcpu.leave_core()
+                vcpu.rest()
 
     def _phase(self, phase: Phase, repetition: int) -> Process:
         guest, env = self.guest, self.guest.host.env
@@ -162,7 +162,7 @@ class Task:
         watch = Stopwatch(vcpu.account, env.now)
         yield from vcpu.run(work, accesses)
         watch.stop(env.now, f"{self.guest.name} {work.phase.name}: a thread")
-        vcpu.leave_core()
+        vcpu.rest()
 
     def _guarded(self, body: Process) -> Process:
         """A thread that ends quietly when its guest is killed."""
@@ -181,7 +181,7 @@ class Task:
             cost = guest.zap(start, length)
             guest.forget(region, length)
             yield from first.spend(("shootdown_ns", cost))
-        first.leave_core()
+        first.rest()
 
 
 class Requests:
@@ -222,7 +222,7 @@ class Requests:
         assert self._phase.accesses_per_request is not None
         while self._queue or self._open:
             if not self._queue:
-                vcpu.leave_core()
+                vcpu.rest()
                 turn = self._env.event()
                 self._idle.append(turn)
                 yield turn
@@ -233,7 +233,7 @@ class Requests:
             watch.stop(self._env.now, f"{self._label}: a request")
             record.latencies_ns.append(self._env.now - arrived)
             self._guest.requests += 1
-        vcpu.leave_core()
+        vcpu.rest()
 
 
 def add_up(each: list[dict[str, int]]) -> dict[str, int]:

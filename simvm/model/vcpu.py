@@ -9,6 +9,7 @@ away becomes visible when it next enters.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import simpy
 from simvm import _core
 from simvm.hardware.geometry import PAGE
 from simvm.model.accounts import Account
+from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.reclaim import MARGIN
 
@@ -65,6 +67,8 @@ class VirtualCpu:
         self.account = Account()
         self._mmu = host.mmu_of(0)      # of the core it was on last
         self.core = _core.Vcpu(self._mmu.mmu)
+        self.stalls = Stalls(guest.pressure, host.pressure)     # as a task of the host
+        self.own_stalls = Stalls(guest.own_pressure)            # of the task that it runs
         self.direct_reclaim_ns = 0
         self.measuring = False      # whether the phase counts in the headline slowdown
         self._env = host.env
@@ -123,6 +127,8 @@ class VirtualCpu:
             if not cores.contended or self._env.now - self._core_since < costs.timeslice_ns:
                 return
             self.leave_core()
+        self.stalls.run()
+        self.own_stalls.run()
         started = self._env.now
         self._on = yield from cores.acquire(self)
         self._attach(self._on)
@@ -133,9 +139,15 @@ class VirtualCpu:
 
     def leave_core(self) -> None:
         """Give the host core back, if there is one."""
+        self.stalls.rest()
         if self._on is not None:
             core, self._on = self._on, None
             self.guest.host.cores.release(core)
+
+    def rest(self) -> None:
+        """Nothing to do: off the core, and idle to the guest's own kernel too."""
+        self.leave_core()
+        self.own_stalls.rest()
 
     def _attach(self, core: int) -> None:
         """Translate by the MMU of a core from now on.
@@ -292,7 +304,7 @@ class VirtualCpu:
 
     def _think(self, work: Work) -> Process:
         """The pauses of the accesses done since the last ones, off the core."""
-        self.leave_core()
+        self.rest()
         pause = self.core.done * work.phase.think_time - work.think_ns
         work.think_ns += pause
         yield from self.spend(("think_ns", pause))
@@ -317,7 +329,8 @@ class VirtualCpu:
     def _reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
         host = self.guest.host
-        freed = yield from host.reclaimer.direct(self)
+        with self.stalls.stalled():
+            freed = yield from host.reclaimer.direct(self)
         if not freed:
             victim = host.reclaimer.out_of_memory()
             if victim is self.guest:
@@ -338,10 +351,11 @@ class VirtualCpu:
             return  # another vCPU brought it back
         under_way = guest.reads.get(slot)
         if under_way is not None:
-            self.leave_core()
-            started = self._env.now
-            yield under_way
-            self.charge("swap_in_ns", self._env.now - started)
+            with self._reading(slot, asleep=True):
+                self.leave_core()
+                started = self._env.now
+                yield under_way
+                self.charge("swap_in_ns", self._env.now - started)
             return
         frame = host.swap.take_back(slot)
         if frame is not None:
@@ -354,6 +368,12 @@ class VirtualCpu:
             yield from self._read(address, slot)
         yield from self.spend(("swap_in_ns", host.swap.fault_ns))
 
+    def _reading(self, slot: int, *, asleep: bool) -> AbstractContextManager[None]:
+        """A read is a stall if the page is of the working set: memory was too short for it."""
+        if self.guest.host.reclaimer.refault_list(self.guest, slot)[1]:
+            return self.stalls.stalled()
+        return self.stalls.waiting() if asleep else nullcontext()
+
     def _read(self, address: int, slot: int) -> Process:
         """Read a page; others that want it wait. The vCPU sleeps if the device takes time."""
         guest, host = self.guest, self.guest.host
@@ -362,10 +382,11 @@ class VirtualCpu:
         host.swap.reading_bytes += PAGE
         started = self._env.now
         takes = host.swap.read(slot)
-        if takes.sleep_ns:
-            self.leave_core()
         try:
-            yield self._env.timeout(takes.sleep_ns + takes.cpu_ns)
+            with self._reading(slot, asleep=takes.sleep_ns > 0):
+                if takes.sleep_ns:
+                    self.leave_core()
+                yield self._env.timeout(takes.sleep_ns + takes.cpu_ns)
         except simpy.Interrupt:
             host.memory.frames.free_4k(frame)
             raise

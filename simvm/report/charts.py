@@ -43,7 +43,9 @@ PART_COLOURS: Final[dict[str, tuple[str, str]]] = {
     "core_wait_ns": ("waiting for a core", BLACK),
 }
 
-FIGURE_NAMES: Final = frozenset({"footprint", "slowdown", "tradeoff", "time", "activity"})
+FIGURE_NAMES: Final = frozenset(
+    {"footprint", "slowdown", "tradeoff", "time", "pressure", "activity"}
+)
 
 Width = int | Literal["container"]
 Rows = list[dict[str, Any]]
@@ -140,7 +142,10 @@ class _Charts:
         self.shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(runs))]
 
     def all(self) -> list[Figure]:
-        made = [self.footprint(), self.slowdown(), self.trade(), self.parts(), self.activity()]
+        made = [
+            self.footprint(), self.slowdown(), self.trade(), self.parts(), self.pressure(),
+            self.activity(),
+        ]  # fmt: skip
         return [figure for figure in made if figure is not None]
 
     # --- footprint over time
@@ -225,6 +230,25 @@ class _Charts:
             "Elapsed over ideal in each interval, measured phases alone; the grey line at 1 "
             "would be translation, faults and waiting for free.",
             (self._lines(series, "slowdown (×)", ",.3f", scale, height=260, ideal=True),),
+            self.datasets,
+            over_time=True,
+        )
+
+    def pressure(self) -> Figure | None:
+        panels: list[Panel] = []
+        for kind in ("some", "full"):
+            series = {name: self.sampler.ratio(name, f"psi_{kind}") for name in self.names}
+            if max(_most(one) for one in series.values()) > 0:
+                scale, first = alt.Scale(zero=True), not panels
+                panels.append(self._lines(series, kind, ".2%", scale, height=180, legend=first))
+        if not panels:
+            return None
+        return Figure(
+            "pressure",
+            "Memory pressure over time",
+            "Share of the host's threads that stalls on memory hit (some) and leave idle (full), "
+            "in each interval: direct reclaim, kswapd, pages of the working set read back.",
+            tuple(panels),
             self.datasets,
             over_time=True,
         )

@@ -45,6 +45,11 @@ def times(value: float) -> str:
     return f"{value:,.3f}×"
 
 
+def share(value: float) -> str:
+    """A part of a whole, in percent."""
+    return f"{number(100 * value)} %"
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A row of the comparison: how it is called, shown and explained.
@@ -108,6 +113,9 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("guest_faults", "guest faults", count, "Page faults served by guest kernels."),
     Metric("fault_stall_ns", "fault stall", duration,
            "vCPU time spent in SLAT faults: waiting, service and swap-in, over the whole run."),
+    Metric("psi_some", "memory pressure", share,
+           "Share of the run in which tasks of the host were stalled on memory, weighed by their "
+           "share of its threads."),
     Metric("swap_ins", "pages swapped in", count, "4 KiB pages read back from swap."),
     Metric("swap_outs", "pages swapped out", count, "4 KiB pages written to swap."),
     Metric("oom_kills", "OOM kills", count,

@@ -27,7 +27,7 @@ _MAX_PARTS: Final = 12
 
 SUMMARY_ONLY: Final = (
     "loads_per_walk", "cycles_per_walk", "tlb_misses_per_kaccess", "peaks", "means", "totals",
-    "final", "count", "memory_bytes", "slowdown_percentiles",
+    "final", "count", "memory_bytes", "slowdown_percentiles", "refault_distance",
 )  # fmt: skip
 """What the summary of a host or class holds beside the columns of the timeline."""
 
