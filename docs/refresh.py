@@ -325,8 +325,10 @@ def key_tables() -> str:
     definitions = json_schema()["$defs"]
     tables = (
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
+        ("host.reclaim.proactive", "Proactive"),
         *_choices("host.swap", "device", "Swap"), ("host.hugetlb", "Hugetlb"),
         ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
+        ("guest.NAME.memcg", "Memcg"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
         ("[[guest.NAME.workload]]", "Phase"),
         *_choices("pattern", "kind", "Pattern"),
@@ -396,6 +398,7 @@ MEANINGS = {
     "Host.swap": "See below.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
     "GuestClass.content": "See below.",
+    "GuestClass.memcg": "See below.",
     "Hugetlb.page_size": "That of `host.page_size`.",
     "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
     "GuestClass.count": "Guests of this class.",

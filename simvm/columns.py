@@ -155,6 +155,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("hint_ns", "Calls over the channel to the host."),
     _time("core_wait_ns", "Ready to run, waiting for a host core."),
     _time("direct_reclaim_ns", "The part of fault_service_ns spent on reclaim."),
+    _time("throttled_ns", "The part of fault_wait_ns that a guest slept above its memcg.high."),
     _time("fault_stall_ns", "Stalled by SLAT faults: wait, service and swap-in together."),
     _time("kernel_thread_ns", "Host CPU time of threads beside the vCPUs: the guest's kernel's and "
           "its VMM's."),
@@ -166,6 +167,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("guest_psi_full_ns", "Time, weighed by guest_psi_full.", _GUEST_ONLY),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
     _time("swap_worker_ns", "Host CPU time of zswap's writeback.", _HOST_ONLY),
+    _time("proactive_ns", "Host CPU time of reclaim before memory is short.", _HOST_ONLY),
     _time("aging_ns", "The part of reclaim's CPU time spent on looking for accessed bits.",
           _HOST_ONLY),
     _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),

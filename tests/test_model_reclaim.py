@@ -324,7 +324,7 @@ def test_partly_unmapped_blocks_are_the_first_to_go() -> None:
     partial = made.host.memory.partial_bytes
     assert partial > 0
     before = made.host.free_bytes
-    made.host.reclaimer._shrink()
+    made.host.reclaimer.shrink()
     assert made.host.memory.partial_bytes == 0
     assert made.host.free_bytes == before + partial
     ledger.audit(made.host)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from simvm.model.guest import Guest
     from simvm.model.host import Host
     from simvm.model.policies import Policy
+    from simvm.model.queues import Process
+    from simvm.model.vcpu import VirtualCpu
 
 
 class Cgroup:
@@ -30,6 +32,28 @@ class Cgroup:
             host.memory.set_new_list(self.policy.new_list, group)
         self.guests: dict[int, Guest] = {}
         self.credit = 0
+
+    @property
+    def limit(self) -> int:
+        """What the core holds faults to, in bytes; 0: nothing."""
+        return 0
+
+    def is_protected(self, strictly: bool) -> bool:
+        """Whether reclaim for the host leaves the group alone; strictly: whatever happens."""
+        return False
+
+    def is_full(self) -> bool:
+        """Whether room must be made within the group before it may have a page more."""
+        return False
+
+    def make_room(self, vcpu: VirtualCpu) -> Process:
+        """Reclaim within the group on a vCPU's time; whether it may now have a page."""
+        yield from ()
+        return True
+
+    def after_faults(self, vcpu: VirtualCpu, pages: int) -> Process:
+        """A vCPU has taken so many pages of 4 KiB: hold it up if that is too much."""
+        yield from ()
 
     @property
     def list_bytes(self) -> int:

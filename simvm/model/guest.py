@@ -135,6 +135,7 @@ class Guest:
         self.pages_moved = 0
         self.kernel_thread_ns = 0
         self.host_splits = 0
+        self.throttled_ns = 0
         self.swap_outs = 0
         self.swap_ins = 0
         self.refaults = 0
@@ -185,6 +186,7 @@ class Guest:
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
             shadow=self.shadow, group=self.cgroup.lists.group,
         )  # fmt: skip
+        self.backing.set_limit(self.cgroup.limit)
         self.slat = table
         self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
         self.alive = True

@@ -15,13 +15,15 @@ import numpy as np
 
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.cgroups import Cgroup, in_turn
+from simvm.model.memcg import Memcg
 from simvm.model.policies import Decision
 from simvm.model.pressure import Stalls
+from simvm.model.proactive import ProactiveReclaim
 from simvm.model.queues import Process
 from simvm.model.swap import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from simvm.model.guest import Guest
     from simvm.model.host import Host
@@ -49,19 +51,30 @@ class Reclaimer:
         self.aging_ns = 0
         self.folios_scanned = 0
         self.folios_reclaimed = 0
+        self.reclaimed_bytes = 0
+        self.proactive: ProactiveReclaim | None = None
         if self._works:
             host.env.process(self._kswapd())
+        if settings.proactive is not None:
+            self.proactive = ProactiveReclaim(host, settings.proactive)
 
     # --- who is reclaimed from ----------------------------------------------------------
 
     def join(self, guest: Guest) -> Cgroup:
-        """The group of a guest that starts."""
-        self._common.guests[guest.owner] = guest
-        return self._common
+        """The group of a guest that starts: its own, or that of all guests without limits."""
+        group = self._common
+        if guest.config.memcg is not None:
+            group = Memcg(self._host, guest)
+            self._groups.append(group)
+        group.guests[guest.owner] = guest
+        return group
 
     def leave(self, guest: Guest) -> None:
         """The guest has ended."""
-        del guest.cgroup.guests[guest.owner]
+        group = guest.cgroup
+        del group.guests[guest.owner]
+        if group is not self._common:
+            self._groups.remove(group)
 
     def refault_list(self, guest: Guest, slot: int) -> tuple[int, bool]:
         """Where a page that was swapped out goes, and whether it was of the working set."""
@@ -88,7 +101,7 @@ class Reclaimer:
         tries = 0
         while host.free_bytes < enough and tries < MAX_RETRIES:
             yield from vcpu.enter_core()
-            reclaimed, cost = self._shrink()
+            reclaimed, cost = self.shrink()
             yield from vcpu.spend_on_reclaim(host.env.timeout(cost))
             if host.free_bytes < enough and host.swap.writeback_bytes:
                 vcpu.leave_core()
@@ -105,6 +118,11 @@ class Reclaimer:
             victim.kill("killed by the host's OOM killer", oom=True)
         return victim
 
+    def out_of_limit(self, guest: Guest) -> None:
+        """Kill a guest that is at its limit and has nothing to give."""
+        self._host.oom_kills += 1
+        guest.kill("killed at its memory limit", oom=True)
+
     def _kswapd(self) -> Process:
         host = self._host
         stalls = Stalls(host.pressure)
@@ -117,7 +135,7 @@ class Reclaimer:
                 while host.free_bytes < host.high_bytes and idle < MAX_RETRIES:
                     if host.free_bytes + host.swap.writeback_bytes < host.high_bytes:
                         core = yield from host.cores.acquire()
-                        reclaimed, cost = self._shrink()
+                        reclaimed, cost = self.shrink()
                         yield host.env.timeout(cost)
                         self.kswapd_ns += cost
                         host.cores.release(core)
@@ -133,27 +151,39 @@ class Reclaimer:
 
     # --- what ---------------------------------------------------------------------------
 
-    def _shrink(self) -> tuple[int, int]:
+    def shrink(self) -> tuple[int, int]:
         """One batch of reclaim: progress (pages; folios aged or split), and its CPU time in ns."""
         memory, costs = self._memory, self._host.costs
         if not self._works:
             return 0, costs.reclaim_scan_ns
         split, freed = memory.split_partial(NEW, 1)
+        self.reclaimed_bytes += freed
         if split:
             return freed // PAGE, costs.thp_split_ns
         if not self._host.swap.has_room:
             return 0, costs.reclaim_scan_ns
         progress = cost = 0
-        for group in in_turn(self._groups):
-            progress, spent = self._shrink_group(group)
+        for group in self._candidates():
+            progress, spent = self.shrink_group(group)
             cost += spent
             if progress:
                 break
         return progress, max(1, cost)
 
-    def _shrink_group(self, group: Cgroup) -> tuple[int, int]:
-        """As `_shrink`, of one group; a walk through page tables is followed by a second look."""
+    def _candidates(self) -> Iterator[Cgroup]:
+        """Groups to try in turn; those with a low protection once the others gave nothing."""
+        if len(self._groups) == 1:
+            yield from self._groups
+            return
+        protected = [group for group in self._groups if group.is_protected(strictly=False)]
+        yield from in_turn([group for group in self._groups if group not in protected])
+        yield from in_turn([group for group in protected if not group.is_protected(strictly=True)])
+
+    def shrink_group(self, group: Cgroup) -> tuple[int, int]:
+        """As `shrink`, of one group; a walk through page tables is followed by a second look."""
         assert group.policy is not None
+        if not self._host.swap.has_room:
+            return 0, self._host.costs.reclaim_scan_ns
         progress = cost = 0
         walked = True
         while walked:
@@ -238,6 +268,7 @@ class Reclaimer:
         guest.note_backed()
         guest.swap_outs += size // PAGE
         self.folios_reclaimed += 1
+        self.reclaimed_bytes += size
         pages = range(size // PAGE)
         slots = [slot + page for page in pages]
         run = Run(slots, [frame + page * PAGE for page in pages], guest.content, address)

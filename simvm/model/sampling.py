@@ -64,6 +64,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
         "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in guest.vcpus),
+        "throttled_ns": guest.throttled_ns,
         "fault_stall_ns": sum(parts[part] for part in FAULT_STALL_PARTS),
     }
     values |= {name: mmu[name] for name in MMU_COUNTERS}
@@ -86,6 +87,7 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
         "swap_written_back": host.swap.written_back,
         "swap_worker_ns": host.swap_worker_ns,
         "kswapd_ns": reclaimer.kswapd_ns,
+        "proactive_ns": reclaimer.proactive.spent_ns if reclaimer.proactive else 0,
         "aging_ns": reclaimer.aging_ns,
         "folios_scanned": reclaimer.folios_scanned,
         "folios_reclaimed": reclaimer.folios_reclaimed,

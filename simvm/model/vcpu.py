@@ -295,6 +295,7 @@ class VirtualCpu:
             yield from self.spend(*charges)
             service = sum(n * ns for n, ns in zip(new, self._fault_ns, strict=True))
             yield from guest.fault_path.serve(self, sum(new), service)
+            yield from guest.cgroup.after_faults(self, new[0] + 512 * new[1])
         else:
             yield from self.spend(*charges)
 
@@ -311,12 +312,14 @@ class VirtualCpu:
 
     def _resolve(self, reason: int) -> Process:
         """Do what the core could not, so that it can go on."""
-        if reason in (_core.RUN_SWAPPED, _core.RUN_NO_MEMORY):
+        if reason in (_core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT):
             self.exit_to_host()
         if reason == _core.RUN_SWAPPED:
             yield from self._swap_in(self.core.fault_address)
         elif reason == _core.RUN_NO_MEMORY:
             yield from self._reclaim()
+        elif reason == _core.RUN_LIMIT:
+            yield from self._make_room()
         elif reason == _core.RUN_POOL_EMPTY:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
@@ -335,6 +338,15 @@ class VirtualCpu:
             victim = host.reclaimer.out_of_memory()
             if victim is self.guest:
                 raise GuestKilled
+
+    def _make_room(self) -> Process:
+        """Reclaim within the guest, which is at its limit; it is killed when that gives nothing."""
+        guest = self.guest
+        with self.stalls.stalled():
+            fits = yield from guest.cgroup.make_room(self)
+        if not fits:
+            guest.host.reclaimer.out_of_limit(guest)
+            raise GuestKilled
 
     def spend_on_reclaim(self, wait: simpy.Event) -> Process:
         """Let direct reclaim take its time: it is part of the fault's service."""
@@ -357,6 +369,9 @@ class VirtualCpu:
                 yield under_way
                 self.charge("swap_in_ns", self._env.now - started)
             return
+        if guest.cgroup.is_full():
+            yield from self._make_room()
+            return  # to fault again
         frame = host.swap.take_back(slot)
         if frame is not None:
             guest.swapped_in(address, slot, frame)
@@ -367,6 +382,7 @@ class VirtualCpu:
                     return
             yield from self._read(address, slot)
         yield from self.spend(("swap_in_ns", host.swap.fault_ns))
+        yield from guest.cgroup.after_faults(self, 1)
 
     def _reading(self, slot: int, *, asleep: bool) -> AbstractContextManager[None]:
         """A read is a stall if the page is of the working set: memory was too short for it."""

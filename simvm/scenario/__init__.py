@@ -31,7 +31,7 @@ from simvm.scenario.models import (
     UniformPattern,
     ZipfPattern,
 )
-from simvm.scenario.reclaim import LruReclaim, MglruReclaim, NoReclaim, Reclaim
+from simvm.scenario.reclaim import LruReclaim, Memcg, MglruReclaim, NoReclaim, Proactive, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "HotColdPattern",
     "Hugetlb",
     "LruReclaim",
+    "Memcg",
     "Meta",
     "MglruReclaim",
     "NoChannelSettings",
@@ -56,6 +57,7 @@ __all__ = [
     "Pattern",
     "Phase",
     "PointerChasePattern",
+    "Proactive",
     "Reclaim",
     "Scenario",
     "SequentialPattern",

@@ -32,7 +32,7 @@ from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
-from simvm.scenario.reclaim import LruReclaim, Reclaim
+from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, NoSwap, Swap
 from simvm.units import UnitError
 
@@ -215,6 +215,7 @@ class GuestClass(Model):
     """Levels of the guest's page tables (of a container: of its page table)."""
     channel: AnyChannel = NoChannelSettings()
     content: Content = Content()
+    memcg: Memcg | None = None
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
 
     @property

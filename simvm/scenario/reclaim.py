@@ -10,9 +10,34 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from simvm import units
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
 from simvm.scenario.fields import one_of
+
+
+class Proactive(Model):
+    """Memory is taken before it is short: as much a second, or until so much is free."""
+
+    rate: f.Size | None = None
+    """Bytes a second."""
+    free: f.PageMultiple | None = None
+    """Free memory to aim for."""
+    interval: f.Duration = 1000 * units.MS
+    """How often."""
+
+
+class Memcg(Model):
+    """The memory cgroup that each guest of the class has: limits, and protection."""
+
+    max: f.PageMultiple | None = None
+    """A guest that would hold more reclaims its own memory, or is killed."""
+    high: f.PageMultiple | None = None
+    """A guest that holds more reclaims its own memory, and sleeps while that does not help."""
+    low: f.PageMultipleOrZero = 0
+    """Reclaim for the host takes nothing from a guest that holds less, while others have any."""
+    min: f.PageMultipleOrZero = 0
+    """Reclaim for the host takes nothing from a guest that holds less."""
 
 
 class Watermarks(Model):
@@ -24,6 +49,8 @@ class Watermarks(Model):
     """The min watermark; by default what Linux computes from the size of memory."""
     aging_flush: Annotated[Literal["elide", "flush"], one_of("elide", "flush")] = "elide"
     """Whether clearing A flushes TLBs; KVM on x86 elides that."""
+    proactive: Proactive | None = None
+    """Reclaim before memory is short, by a thread of its own."""
 
 
 class NoReclaim(Watermarks):
