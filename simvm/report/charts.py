@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import altair as alt
 
 from simvm.columns import ELAPSED_PARTS
+from simvm.report.labels import PART_LABELS
 from simvm.report.placing import place_labels
 from simvm.report.series import Sampler, Series, Unit, byte_unit, time_unit
 from simvm.results import RunResult
@@ -29,18 +30,18 @@ PALETTE: Final = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _DASHES: Final = ([1, 0], [10, 2], [6, 3], [3, 3], [9, 3, 2, 3])
 _SHAPES: Final = ("circle", "square", "triangle-up", "diamond")
 
-PART_COLOURS: Final[dict[str, tuple[str, str]]] = {
-    "compute_ns": ("compute", "#D9D9D9"),
-    "think_ns": ("think", "#A6A6A6"),
-    "translation_ns": ("translation", BLUE),
-    "guest_fault_ns": ("guest faults", SKY),
-    "page_table_trap_ns": ("page-table traps", "#882255"),
-    "fault_wait_ns": ("SLAT faults: wait", YELLOW),
-    "fault_service_ns": ("SLAT faults: service", ORANGE),
-    "swap_in_ns": ("swap-in", VERMILLION),
-    "shootdown_ns": ("shootdowns", PURPLE),
-    "hint_ns": ("hint calls", GREEN),
-    "core_wait_ns": ("waiting for a core", BLACK),
+PART_COLOURS: Final[dict[str, str]] = {
+    "compute_ns": "#D9D9D9",
+    "think_ns": "#A6A6A6",
+    "translation_ns": BLUE,
+    "guest_fault_ns": SKY,
+    "page_table_trap_ns": "#882255",
+    "fault_wait_ns": YELLOW,
+    "fault_service_ns": ORANGE,
+    "swap_in_ns": VERMILLION,
+    "shootdown_ns": PURPLE,
+    "hint_ns": GREEN,
+    "core_wait_ns": BLACK,
 }
 
 FIGURE_NAMES: Final = frozenset(
@@ -436,14 +437,17 @@ class _Charts:
         for name, (ideal, parts) in spent.items():
             for order, (part, ns) in enumerate(parts.items()):
                 if ns and ideal:
-                    rows.append({"variant": name, "part": PART_COLOURS[part][0], "order": order,
+                    rows.append({"variant": name, "part": PART_LABELS[part], "order": order,
                                  "of_ideal": ns / ideal, "s": ns / 1e9,
                                  "share": ns / sum(parts.values())})  # fmt: skip
         if not rows:
             return None
         shown = {row["part"] for row in rows}
         data = self._data(rows)
-        legend = [pair for pair in PART_COLOURS.values() if pair[0] in shown]
+        legend = [
+            (PART_LABELS[part], colour) for part, colour in PART_COLOURS.items()
+            if PART_LABELS[part] in shown
+        ]  # fmt: skip
 
         def panel(width: Width) -> alt.LayerChart:
             y = alt.Y("variant:N", sort=self.names, title=None,

@@ -13,6 +13,21 @@ from simvm.units import human_bytes, human_ns
 
 NOT_APPLICABLE: Final = "n/a"
 
+PART_LABELS: Final[dict[str, str]] = {
+    "compute_ns": "compute",
+    "think_ns": "think",
+    "translation_ns": "translation",
+    "guest_fault_ns": "guest faults",
+    "page_table_trap_ns": "page-table traps",
+    "fault_wait_ns": "SLAT faults: wait",
+    "fault_service_ns": "SLAT faults: service",
+    "swap_in_ns": "swap-in",
+    "shootdown_ns": "shootdowns",
+    "hint_ns": "hint calls",
+    "core_wait_ns": "waiting for a core",
+}
+"""The causes of elapsed time, by column."""
+
 
 def number(value: float) -> str:
     """Three significant digits, or all digits before the point: 0.00312, 5.31, 14.2, 1,234."""
