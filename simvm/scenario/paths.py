@@ -133,7 +133,7 @@ def assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
                     del table[other]
             table[key] = value
             return
-        if not below and get_origin(known[key]) is not dict:
+        if not below and not _has_keys(known[key]):
             raise PathError(f"{key!r} is a value and has nothing below it", "end the path there")
         table = _table(table, key)
         if not below:
@@ -142,6 +142,11 @@ def assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             table[rest[1]] = value
             return
         models, rest = below, rest[1:]
+
+
+def _has_keys(annotation: Any) -> bool:
+    """Whether values of a type are tables of keys of any name, such as costs, or may be."""
+    return get_origin(annotation) is dict or any(map(_has_keys, get_args(annotation)))
 
 
 def _enter(

@@ -43,6 +43,7 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "closed_queue": ("queueing", "closed_rows"),
     "zeroing_once": ("zeroing", "saving_rows"),
     "demand_fault_scaling": ("demand_faults", "scaling_rows"),
+    "resize": ("resize", "reclaim_rows"),
 }
 """The module and function of each check, by its table in the data."""
 
