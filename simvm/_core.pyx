@@ -26,6 +26,7 @@ cimport simvm.core.folios as folios
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu
+cimport simvm.core.reporting as reporting
 cimport simvm.core.run as run
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream

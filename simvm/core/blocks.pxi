@@ -1,13 +1,18 @@
 # Part of simvm/_core.pyx: memory in blocks.
 
 cdef class BlockAllocator:
-    """`size` bytes of memory from `base` up, in 2 MiB blocks (a rest is not used)."""
+    """`size` bytes of memory from `base` up, in 2 MiB blocks (a rest is not used).
 
-    def __cinit__(self, size, base=0):
+    The lowest `lower` bytes are a zone of their own, which is used last.
+    """
+
+    def __cinit__(self, size, base=0, lower=0):
         if size < 0 or size >= MAX_ADDRESS or base < 0 or base % (1 << 30):
             raise ValueError("size must be in [0, 2^46) and base a multiple of 1 GiB")
+        if not 0 <= lower < MAX_ADDRESS or lower % (1 << 22):
+            raise ValueError("lower must be a multiple of 4 MiB below 2^46")
         self.c = &self.own
-        if blocks.blocks_init(self.c, size, base) != 0:
+        if blocks.blocks_init(self.c, size, base, lower) != 0:
             raise MemoryError()
 
     def __dealloc__(self):
@@ -122,6 +127,40 @@ cdef class BlockAllocator:
         vacate.settle(&v)
         done = [start + (<uint64_t>k << 21) for k in range(v.n) if vacate.all_ours(&v, k)]
         return done, (v.moved[0], v.moved[1])
+
+    @property
+    def blocks_freed(self):
+        """How often a block of 2 MiB has become free, put back ones not counted."""
+        return self.c.freed
+
+    def free_listed(self, bint lower, bint pairs):
+        """Entries of a free list: single blocks, or pairs of 4 MiB, of one zone."""
+        return self.c.listed[reporting.free_list(lower, pairs)] >> pairs
+
+    def free_in_zone(self, bint lower):
+        """Free bytes of one zone, in blocks whole and broken."""
+        return reporting.count_zone(self.c, lower) << 12
+
+    def has_unreported(self, bint lower, bint pairs):
+        """Whether a free list has an entry that is not reported."""
+        cdef uint32_t first = self.c.head[reporting.free_list(lower, pairs)]
+        return reporting.next_unreported(self.c, pairs, first) != blocks.NIL
+
+    def isolate(self, bint lower, bint pairs, int most):
+        """Take up to `most` entries that are not reported off a free list: their addresses."""
+        cdef uint64_t[::1] out = np.empty(max(most, 0), dtype=np.uint64)
+        cdef int n = reporting.isolate(self.c, lower, pairs, &out[0], most) if most > 0 else 0
+        return [out[i] for i in range(n)]
+
+    def put_back(self, addresses, bint pairs):
+        """Give back what `isolate` took, as reported. ValueError when it is not allocated."""
+        for address in addresses:
+            if address < self.c.base or reporting.put_back(self.c, address, pairs) != 0:
+                raise ValueError(f"block {address:#x} is not in use")
+
+    def reported_bytes(self):
+        """Bytes in free blocks that are marked as reported."""
+        return reporting.count_reported(self.c) << 21
 
     def recount(self):
         """Free bytes counted page by page: the thorough check of `free_bytes`."""

@@ -13,7 +13,7 @@ cdef class HostMemory:
         self.frames = BlockAllocator(0)
         if size % (1 << 21) or size <= 0 or size >= <uint64_t>1 << 43:
             raise ValueError("host memory must be a multiple of 2 MiB below 8 TiB")
-        if blocks.blocks_init(&self.c.frames, size, 0) != 0:
+        if blocks.blocks_init(&self.c.frames, size, 0, 0) != 0:
             raise MemoryError()
         if folios.folios_init(&self.c.folios, size, 0) != 0:
             raise MemoryError()

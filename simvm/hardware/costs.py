@@ -83,6 +83,10 @@ class Costs:
     """Looking at the state of a frame."""
     page_migration_ns: int
     """Moving a page of 4 KiB or 2 MiB, beside copying it."""
+    report_message_ns: int
+    """A message of free page reporting, beside its blocks: exit, VMM, interrupt."""
+    report_block_ns: int
+    """A free block in such a message, without the zap."""
     context_switch_ns: int
     timeslice_ns: int
     migrate_4k_ns: int

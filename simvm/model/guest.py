@@ -44,6 +44,7 @@ PEAKS = (
     "swapped_bytes",
 )
 FIRST_ADDRESS = 1 << 40   # of a process's regions, if the table reaches there
+LOWER_ZONE = 3 << 30      # RAM below 4 GiB, beside what devices take: zone DMA32 of x86-64
 GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
 
 
@@ -162,7 +163,9 @@ class Guest:
         self.peaks = dict.fromkeys(PEAKS, 0)
         self.pressure = Pressure(host.env, host.settings.cores)     # of its vCPUs on the host
         self.own_pressure = Pressure(host.env, config.vcpus)        # what its kernel sees
-        self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
+        memory = config.memory if self.is_vm else 0
+        self.lower_zone_bytes = min(memory, LOWER_ZONE)
+        self.memory = _core.BlockAllocator(memory, lower=LOWER_ZONE)
         self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
 

@@ -13,10 +13,11 @@ from pydantic import GetJsonSchemaHandler, SerializeAsAny
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from simvm import units
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice_from
 
-LATER: Final = ("free_page_reporting",)
+LATER: Final[tuple[str, ...]] = ()
 """Kinds that are not modelled yet."""
 
 INTERVAL: Final = 1_000_000_000
@@ -84,6 +85,22 @@ class SharedAllocatorChannelSettings(SizedChannelSettings):
     """Whether the host drops what is free every `interval`; the guest may use it at any time."""
 
 
+class FreePageReportingChannelSettings(ChannelSettings):
+    """A worker of the guest reports large free blocks, in passes (Linux mm/page_reporting.c)."""
+
+    kind: Literal["free_page_reporting"] = "free_page_reporting"
+    order: f.ReportingOrder = 9
+    """The smallest block that is reported: 9 is 2 MiB, 10 is 4 MiB."""
+    delay: f.Duration = 2 * units.SECOND
+    """From a free, or the end of a pass that left something over, to the next pass."""
+    batch: f.Batch = 32
+    """Blocks in one message to the host."""
+    budget: f.Batch = 16
+    """A pass reports one part in so many of each free list, and a message more."""
+    ticks_per_second: f.TicksPerSecond = 250
+    """HZ of the guest's kernel, which says how late its timers are (Linux kernel/Kconfig.hz)."""
+
+
 def register(kind: str, settings: type[ChannelSettings]) -> None:
     """Let scenarios have a kind of channel.
 
@@ -105,6 +122,7 @@ register("passthrough", PassthroughChannelSettings)
 register("balloon", BalloonChannelSettings)
 register("virtio_mem", VirtioMemChannelSettings)
 register("shared_allocator", SharedAllocatorChannelSettings)
+register("free_page_reporting", FreePageReportingChannelSettings)
 
 
 class _Described:

@@ -219,6 +219,9 @@ ScaleFactor = Annotated[int, *_number(1, 3000)]
 Parallelism = Annotated[int, *_number(1, 65536)]
 Levels = Annotated[int, *_number(3, 5)]
 Percent = Annotated[int, *_number(1, 100)]
+ReportingOrder = Annotated[int, *_number(9, 10)]
+Batch = Annotated[int, *_number(1, 65536)]
+TicksPerSecond = Annotated[int, *_number(100, 1000)]
 
 
 def _real(low: float, high: float, *, open_ends: bool) -> BeforeValidator:

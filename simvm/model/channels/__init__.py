@@ -14,6 +14,7 @@ from typing import Any
 
 from simvm.model.channels.balloon import Balloon
 from simvm.model.channels.base import Channel
+from simvm.model.channels.free_page_reporting import FreePageReporting
 from simvm.model.channels.none import NoChannel
 from simvm.model.channels.passthrough import Passthrough
 from simvm.model.channels.shared_allocator import SharedAllocator
@@ -30,6 +31,7 @@ CHANNELS: dict[str, Factory] = {
     "balloon": Balloon,
     "virtio_mem": VirtioMem,
     "shared_allocator": SharedAllocator,
+    "free_page_reporting": FreePageReporting,
 }
 """By kind. The settings of these are in `simvm.scenario.channels`, which stands alone."""
 
