@@ -17,9 +17,6 @@ from simvm import units
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice_from
 
-LATER: Final[tuple[str, ...]] = ()
-"""Kinds that are not modelled yet."""
-
 INTERVAL: Final = 1_000_000_000
 """Between two looks of a controller, ns: no kernel's default, but a host agent's choice."""
 
@@ -142,7 +139,7 @@ class _Described:
 AnyChannel = Annotated[
     ChannelSettings,
     SerializeAsAny(),
-    choice_from("kind", ChannelSettings.kinds, "none", LATER),
+    choice_from("kind", ChannelSettings.kinds, "none", ()),
     _Described(),
 ]
 """Settings of a kind that is registered; without a word, `none`."""
