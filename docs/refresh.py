@@ -326,7 +326,7 @@ def key_tables() -> str:
     tables = (
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
         ("host.reclaim.proactive", "Proactive"),
-        *_choices("host.swap", "device", "Swap"), ("host.hugetlb", "Hugetlb"),
+        *_choices("host.swap", "device", "Swap"), ("host.ksm", "Ksm"), ("host.hugetlb", "Hugetlb"),
         ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
         ("guest.NAME.memcg", "Memcg"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
@@ -396,6 +396,8 @@ MEANINGS = {
     "Host.fault_path": "Who serves a SLAT fault.",
     "Host.reclaim": "See below.",
     "Host.swap": "See below.",
+    "Host.ksm": "See below; without it nothing is merged.",
+    "Ksm.sleep": "Between two looks at so many pages.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
     "GuestClass.content": "See below.",
     "GuestClass.memcg": "See below.",

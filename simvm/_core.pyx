@@ -23,6 +23,7 @@ cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
 cimport simvm.core.flush as flush
 cimport simvm.core.folios as folios
+cimport simvm.core.merging as merging
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu

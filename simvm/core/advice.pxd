@@ -7,7 +7,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport BLOCK_WHOLE, block_of
 from simvm.core.folios cimport folio_id, folio_push, folio_remove
-from simvm.core.hostmem cimport LAZY_LIST, UNEVICTABLE_LIST, split_folio, split_partial
+from simvm.core.hostmem cimport (LAZY_LIST, PARTIAL_LIST, UNEVICTABLE_LIST, split_folio,
+                                 split_partial)
 from simvm.core.shadow cimport Shadow, leaf_at, page_of, shadow_drop_leaf
 from simvm.core.table cimport (DIRTY, HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, find_entry,
                                find_frame, has_frame, span_of)
@@ -87,7 +88,7 @@ cdef inline uint64_t relist(Backing *b, uint64_t start, uint64_t end, int which,
                 freed += split_partial(h, b, h.folios.n_pages + block, 0) << 12
                 continue
             i = folio_id(&h.folios, entry[0] & TARGET, level - 1)
-            if h.folios.where[i] != 0 and only in (0, h.folios.where[i]):
+            if 0 < h.folios.where[i] < PARTIAL_LIST and only in (0, h.folios.where[i]):
                 folio_remove(&h.folios, i)
                 folio_push(&h.folios, which, i)
                 moved[0] += 1

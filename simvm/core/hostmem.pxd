@@ -19,6 +19,7 @@ cdef enum:               # lists that no policy has
     LAZY_LIST = 13        # the guest has freed it: dropped when memory is short, unless written
     UNEVICTABLE_LIST = 14  # locked
     PARTIAL_LIST = 15     # blocks of which some pages are no longer mapped
+    MERGED_LIST = 16      # frames that several leaves may map; `owner` counts these
 
 cdef struct Zapped:
     uint64_t leaves[3]    # removed, by order
@@ -45,11 +46,28 @@ cdef inline void release_frame(Host *h, uint64_t address) noexcept nogil:
         free_2m(&h.frames, h.frames.base + (<uint64_t>block << 21))
 
 
+cdef inline bint is_merged(const Host *h, uint64_t address) noexcept nogil:
+    """Whether a 4 KiB frame is a merged one."""
+    return h.folios.where[folio_id(&h.folios, address, 0)] == MERGED_LIST
+
+
+cdef inline void drop_sharer(Host *h, uint64_t address) noexcept nogil:
+    """One leaf less maps a merged frame; the last one frees it."""
+    cdef uint32_t i = folio_id(&h.folios, address, 0)
+    h.folios.owner[i] -= 1
+    if h.folios.owner[i] == 0:
+        folio_remove(&h.folios, i)
+        free_4k(&h.frames, address)
+
+
 cdef inline void release_leaf(Backing *b, uint64_t target, int order) noexcept nogil:
     cdef Host *h = b.host
     if b.from_pool:
         h.pool[h.n_pool] = target
         h.n_pool += 1
+    elif order == 0 and is_merged(h, target):
+        b.merged -= 1
+        drop_sharer(h, target)
     elif order == 0:
         release_frame(h, target)
     else:
@@ -268,16 +286,20 @@ cdef inline bint claim_pages(uint64_t *claimed, uint64_t address, uint64_t n) no
     return alone
 
 
-cdef inline bint claim_below(const Node *node, uint64_t *claimed, bint data) noexcept nogil:
-    """Set the bits of a table page, its mirror, and all it leads to (tables alone: not `data`)."""
+cdef inline bint claim_below(const Node *node, uint64_t *claimed, const Host *h) noexcept nogil:
+    """Set the bits of a table page, its mirror, and all it leads to: data too if `h` is given.
+
+    Merged frames have several owners and are left out.
+    """
     cdef bint alone = claim_pages(claimed, node.address, 1)
     cdef int i
     if node.mirror != NO_PAGE:
         alone = claim_pages(claimed, node.mirror, 1) and alone
     for i in range(node.entries):
         if is_child(node.entry[i]):
-            alone = claim_below(child_of(node.entry[i]), claimed, data) and alone
-        elif data and has_frame(node.entry[i]):
+            alone = claim_below(child_of(node.entry[i]), claimed, h) and alone
+        elif (h != NULL and has_frame(node.entry[i])
+                and not (node.level == 1 and is_merged(h, node.entry[i] & TARGET))):
             alone = claim_pages(claimed, node.entry[i] & TARGET,
                                 span_of(node.level - 1) >> 12) and alone
     return alone

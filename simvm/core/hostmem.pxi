@@ -101,6 +101,26 @@ cdef class HostMemory:
             i = self.c.folios.next[i]
         return pages << 12
 
+    def sharers(self, uint64_t frame):
+        """How many leaves map a merged frame; 0 for any other."""
+        cdef uint32_t i = folios.folio_id(&self.c.folios, frame, 0)
+        return self.c.folios.owner[i] if hostmem.is_merged(&self.c, frame) else 0
+
+    def claim_merged(self, uint64_t[::1] claimed):
+        """As `Backing.claim`, for merged frames, each once."""
+        cdef uint32_t i = self.c.folios.head[hostmem.MERGED_LIST]
+        cdef bint alone = True
+        while i != blocks.NIL:
+            alone = hostmem.claim_pages(
+                &claimed[0], folios.folio_address(&self.c.folios, i), 1) and alone
+            i = self.c.folios.next[i]
+        return alone
+
+    @property
+    def merged_bytes(self):
+        """Bytes of merged frames."""
+        return self.c.folios.pages[hostmem.MERGED_LIST] << 12
+
     def order_of(self, uint32_t folio):
         return folios.folio_order(&self.c.folios, folio)
 
@@ -389,6 +409,55 @@ cdef class Backing:
             at = next_at
         return size
 
+    @property
+    def merged_pages(self):
+        """4 KiB leaves that map merged frames."""
+        return self.c.merged
+
+    def pages_from(self, uint64_t start, uint64_t end, int n):
+        """Up to `n` mapped 4 KiB pages of [start, end), in order, as (address | state) each.
+
+        State: 1 if D was set, which is cleared; 2 if a larger leaf maps the page, whose D bit
+        is cleared with its last page; 4 if the frame is a merged one, whose D bit stays.
+        """
+        cdef uint64_t[::1] found = np.empty(n, dtype=np.uint64)
+        cdef int count = merging.pages_from(&self.c, start, end, n, &found[0])
+        return np.asarray(found)[:count]
+
+    def states_of(self, uint64_t[::1] addresses):
+        """Each address | its state as in `pages_from`, 0 where no page is mapped; clears none."""
+        cdef uint64_t i
+        cdef uint64_t[::1] found = np.empty(len(addresses), dtype=np.uint64)
+        for i in range(<uint64_t>len(addresses)):
+            found[i] = addresses[i] | merging.state_of(&self.c, addresses[i])
+        return np.asarray(found)
+
+    def page_state(self, uint64_t address):
+        """The state of one page, as in `pages_from`; None when it is not mapped."""
+        cdef table.Node *at = NULL
+        cdef int order = 0
+        if table.find_frame(self.c.table, address, &at, &order) == NULL:
+            return None
+        return merging.state_of(&self.c, address)
+
+    def split_at(self, uint64_t address, int which):
+        """Split the 2 MiB folio that an address lies in; whether there was one."""
+        return bool(merging.split_at(&self.c, address, which))
+
+    def share(self, uint64_t address):
+        """Make a page's frame a merged one with one owner; the frame, or None if it cannot be."""
+        cdef uint64_t frame = merging.share(&self.c, address)
+        return None if frame == blocks.NO_PAGE else frame
+
+    def merge(self, uint64_t address, uint64_t frame):
+        """Map a page to a merged frame instead of its own, which is freed; whether it could."""
+        return bool(merging.merge(&self.c, address, frame))
+
+    def unmerge(self, uint64_t address, uint64_t frame, int which):
+        """Give a page of a merged frame `frame` for its own. KeyError when it has its own."""
+        if merging.unmerge(&self.c, address, frame, which) != 0:
+            raise KeyError(f"{address:#x} is not merged")
+
     def stranded_bytes(self, BlockAllocator guest):
         """Backed bytes that are free in the guest."""
         return hostmem.stranded_pages(self.c.table.root, guest.c, 0) << 12
@@ -396,16 +465,17 @@ cdef class Backing:
     def claim(self, uint64_t[::1] claimed):
         """Set a bit for every host page that this backing owns: data, tables, deposits.
 
-        False when one of them was set before, and so has two owners.
+        Merged pages are owned by nobody. False when one of them was set before, and so has
+        two owners.
         """
         cdef uint64_t i
         cdef table.Table *shadow_table
-        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0], True)
+        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0], self.c.host)
         for i in range(self.c.table.n_deposits):
             alone = hostmem.claim_pages(&claimed[0], self.c.table.deposits[i], 1) and alone
         for i in range(0 if self.shadow is None else self.shadow.c.n_processes):
             shadow_table = self.shadow.c.process[i].table
-            alone = hostmem.claim_below(shadow_table.root, &claimed[0], False) and alone
+            alone = hostmem.claim_below(shadow_table.root, &claimed[0], NULL) and alone
         return alone
 
     def shadow_agrees(self):

@@ -55,6 +55,7 @@ cdef struct Backing:
     uint64_t end             # of guest memory; 0: none, a huge page ends with its region
     uint64_t limit           # of 4 KiB pages that may be mapped; 0: none
     uint64_t fallbacks
+    uint64_t merged          # 4 KiB leaves that map frames of several owners
     Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
     uint8_t *marks           # NULL, or of each 2 MiB block of guest memory
     uint64_t passed          # in a FORBIDDEN block: 1 + the page that may be accessed

@@ -89,6 +89,10 @@ class Costs:
     """A free block in such a message, without the zap."""
     context_switch_ns: int
     timeslice_ns: int
+    ksm_scan_ns: int
+    """Same-page merging: looking at one page, its checksum and tree searches included."""
+    ksm_merge_ns: int
+    """Same-page merging: comparing, write-protecting and replacing a page."""
     migrate_4k_ns: int
     """Moving a page to another node: unmapping, copying, mapping."""
     zram_lz4_ns: int

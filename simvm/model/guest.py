@@ -146,6 +146,8 @@ class Guest:
         self.measured_ideal_ns = 0
         self.oom_kills = 0
         self.content = PageContent(config.content, scenario.scenario.seed, class_, self.name)
+        self.merges = 0
+        self.unmerges = 0
         self.reads: dict[int, simpy.Event] = {}
         self.processes: dict[str, Space] = {}
         self._parts: list[int] = []     # of a container's table: whose they are, by ASID
@@ -317,10 +319,17 @@ class Guest:
     def invalidate(self, address: int, size: int) -> None:
         """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
+        if self.nested and self.host.settings.invalidation == "guest":
+            self._queue_flush(None)
+        else:
+            self.drop_translations(address, size)
+
+    def drop_translations(self, address: int, size: int) -> None:
+        """Let every core drop what it knows of a range, and no more."""
         if not self.is_vm:
             asid = self._parts[address // self.first_address - 1]
             self._queue_flush(VaRange(asid, address, size))
-        elif self.nested and self.host.settings.invalidation == "range":
+        elif self.nested and self.host.settings.exact_flushes:
             self._queue_flush(GpaRange(address, size))
         else:
             self._queue_flush(None)
@@ -335,6 +344,15 @@ class Guest:
     def _queue_flush(self, flush: Flush) -> None:
         for mmu in self.mmus.values():
             mmu.queue(self.owner, flush)
+
+    def mergeable_ranges(self) -> list[tuple[int, int]]:
+        """Where same-page merging may look: (start, end) in the space that backs the guest."""
+        return [(0, 1 << 52)] if self.config.mergeable else []
+
+    def owe(self, ns: int) -> None:
+        """Let a vCPU that runs pay for a fault that it has taken, when it next enters the guest."""
+        running = [vcpu for vcpu in self.vcpus if vcpu.running]
+        (running or self.vcpus)[0].owed_ns += ns
 
     def shoot_down(self, times: int = 1) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""
@@ -448,15 +466,21 @@ class Guest:
 
     @property
     def backed_by_order(self) -> tuple[int, int, int]:
-        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves."""
+        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves, without merged pages."""
         if not self.alive:
             return 0, 0, 0
         leaves = self.slat.leaves
-        return leaves[0] * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
+        own = leaves[0] - self.backing.merged_pages
+        return own * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
 
     @property
     def backed_bytes(self) -> int:
         return sum(self.backed_by_order)
+
+    @property
+    def merged_bytes(self) -> int:
+        """Memory mapped to merged frames, which nobody owns."""
+        return self.backing.merged_pages * PAGE if self.alive else 0
 
     @property
     def swapped_bytes(self) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.ksm import Ksmd
 from simvm.model.mmus import CoreMmu
 from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels, Cores, Process
@@ -87,6 +88,7 @@ class Host:
         self.fault_ns = tuple(f + z for f, z in zip(fixed, zero, strict=True))
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
+        self.ksm = Ksmd(self, host.ksm) if host.ksm is not None else None
 
     def _swap_worker(self, ns: int) -> Process:
         """CPU time of a thread of the swap device's, on a core of the host."""

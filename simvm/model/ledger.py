@@ -35,6 +35,8 @@ def entries(host: Host) -> dict[str, int]:
         "under writeback": host.swap.writeback_bytes,
         "swap cache": host.swap.reading_bytes,
         "compressed pool": host.swap.pool.held_bytes if host.swap.pool else 0,
+        "merged pages": host.memory.merged_bytes,
+        "merge metadata": len(host.ksm.metadata_pages) * PAGE if host.ksm else 0,
         "memmap": host.memmap_bytes,
         "reserved": host.reserved_bytes,
     }
@@ -65,11 +67,16 @@ def claim_pages(
 
 
 def audit(host: Host) -> None:
-    """The thorough check: no frame has two owners, and the allocator agrees with a recount."""
+    """The thorough check: no frame has two owners, and the allocator agrees with a recount.
+
+    A merged frame has as many owners as map it, and is claimed once, for nobody.
+    """
     claimed = np.zeros(host.settings.memory // PAGE // 64 + 1, dtype=np.uint64)
     alone = all(guest.claim(claimed) for guest in host.guests.values())
     pool = host.swap.pool.pages if host.swap.pool else []
-    if not (claim_pages(claimed, pool) and alone):
+    items = host.ksm.metadata_pages if host.ksm else []
+    alone = claim_pages(claimed, pool + items) and alone
+    if not (host.memory.claim_merged(claimed) and alone):
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
     if not all(guest.backing.shadow_agrees() for guest in host.guests.values()):
         raise SimulationFailed(f"at {host.env.now} ns a shadow table maps what is not mapped")

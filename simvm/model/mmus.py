@@ -48,7 +48,7 @@ class CoreMmu:
     """The MMU of one host core."""
 
     def __init__(self, cpu: Cpu, settings: Settings, tagged: bool) -> None:
-        self.mmu = _core.Mmu(cpu.geometry, targets=settings.invalidation == "range")
+        self.mmu = _core.Mmu(cpu.geometry, targets=settings.exact_flushes)
         if self.mmu.reach < settings.memory:
             raise SimulationFailed("the data caches are too small to tell host memory apart")
         self._tagged = tagged

@@ -78,6 +78,7 @@ class VirtualCpu:
         self._last: int | None = None   # the host core before
         self._core_since = 0
         self._kicks = 0
+        self.owed_ns = 0            # of faults that the host found out late
         self._zeroing = host.cpu.zeroing_bytes_per_s
         self._untagged = guest.is_vm and not host.tagged
         self._exited = False
@@ -193,6 +194,9 @@ class VirtualCpu:
             yield from self.spend(
                 ("shootdown_ns", kicks * self.guest.host.costs.shootdown_receive_ns)
             )
+        if self.owed_ns:
+            owed, self.owed_ns = self.owed_ns, 0
+            yield from self.spend(("fault_service_ns", owed))
         if self._exited:
             self._exited = False
             self._mmu.flush_all()

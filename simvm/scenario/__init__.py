@@ -3,6 +3,7 @@
 from simvm.scenario.channels import ChannelSettings, NoChannelSettings, PassthroughChannelSettings
 from simvm.scenario.dump import digest, to_toml
 from simvm.scenario.expect import failures
+from simvm.scenario.ksm import Ksm
 from simvm.scenario.load import (
     BASE,
     check,
@@ -45,6 +46,7 @@ __all__ = [
     "Host",
     "HotColdPattern",
     "Hugetlb",
+    "Ksm",
     "LruReclaim",
     "Memcg",
     "Meta",

@@ -1,4 +1,4 @@
-"""Rules between the keys of swap devices, and of what pages hold."""
+"""Rules between the keys of swap devices, of what pages hold, and of same-page merging."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     for name, guest in scenario.guests.items():
         algorithm = swap.algorithm if isinstance(swap, ZramSwap | ZswapSwap) else "lz4"
         yield from _content(f"guest.{name}.content", guest.content, algorithm)
+        if guest.mergeable:
+            yield from _mergeable(scenario, f"guest.{name}")
 
 
 def _tail(scenario: Scenario, swap: NvmeSwap | ZswapSwap) -> Iterator[Finding]:
@@ -66,4 +68,23 @@ def _content(where: str, content: Content, algorithm: str) -> Iterator[Finding]:
             f"a ratio of {ratio:.3g} is out of reach when so many pages do not compress",
             f"write less than {1 / ratio:.2f}, or a lower ratio",
             (f"{where}.ratio", "host.swap"),
+        )  # fmt: skip
+
+
+def _mergeable(scenario: Scenario, where: str) -> Iterator[Finding]:
+    host = scenario.host
+    if host.ksm is None:
+        yield Finding(
+            f"{where}.mergeable", "nobody merges without host.ksm", "add ksm = {} under [host]",
+            ("host.ksm",),
+        )  # fmt: skip
+    if host.backing != "anon":
+        yield Finding(
+            f"{where}.mergeable", "only anonymous memory is merged", 'write backing = "anon"',
+            ("host.backing",),
+        )  # fmt: skip
+    if scenario.guests[where.removeprefix("guest.")].virtualization == "shadow":
+        yield Finding(
+            f"{where}.mergeable", "merging under shadow paging is not modelled",
+            'write virtualization = "nested"', (f"{where}.virtualization",),
         )  # fmt: skip

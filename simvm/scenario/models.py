@@ -32,6 +32,7 @@ from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
+from simvm.scenario.ksm import Ksm
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, NoSwap, Swap
 from simvm.units import UnitError
@@ -216,6 +217,8 @@ class GuestClass(Model):
     channel: AnyChannel = NoChannelSettings()
     content: Content = Content()
     memcg: Memcg | None = None
+    mergeable: f.Flag = False
+    """Whether `host.ksm` may merge the pages of these guests, as under MADV_MERGEABLE."""
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
 
     @property
@@ -328,11 +331,17 @@ class Host(Model):
     """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
     reclaim: Reclaim = LruReclaim()
     swap: Swap = NoSwap()
+    ksm: Ksm | None = None
     hugetlb: Hugetlb | None = None
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""
     costs: Costs = Field(default_factory=dict)
     """Cost parameters that differ from the shipped ones, by name."""
+
+    @property
+    def exact_flushes(self) -> bool:
+        """Whether TLB entries must know their guest-physical address: ksmd clears single D bits."""
+        return self.invalidation == "range" or self.ksm is not None
 
 
 # --- the whole --------------------------------------------------------------------------
