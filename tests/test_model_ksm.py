@@ -232,8 +232,8 @@ def test_what_the_core_refuses() -> None:
     address = state & ~(PAGE - 1)
     assert state & 2
     assert backing.share(address) is None
-    assert backing.split_at(address, memory.new_list)
-    assert not backing.split_at(address, memory.new_list)
+    assert backing.split_at(address)
+    assert not backing.split_at(address)
     frame = backing.share(address)
     assert frame is not None
     assert memory.sharers(frame) == 1
@@ -243,8 +243,8 @@ def test_what_the_core_refuses() -> None:
     assert memory.sharers(frame) == backing.merged_pages == 2
     own = memory.frames.allocate_4k()
     with pytest.raises(KeyError):
-        backing.unmerge(address + 2 * PAGE, own, memory.new_list)
-    backing.unmerge(address, own, memory.new_list)
+        backing.unmerge(address + 2 * PAGE, own)
+    backing.unmerge(address, own)
     backing.zap(address + PAGE, PAGE)
     assert memory.sharers(frame) == memory.merged_bytes == 0
     gone = np.array([address + PAGE], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""What `scenarios/swap_tiers.toml` shows."""
+"""What `scenarios/swap_tiers.toml` and `scenarios/ksm.toml` show."""
 
 from __future__ import annotations
 
@@ -43,3 +43,54 @@ def test_what_stays_in_ram_makes_more_pages_go(tiers: dict[str, dict[str, Any]])
 def test_with_nowhere_to_go_a_guest_is_killed(tiers: dict[str, dict[str, Any]]) -> None:
     assert [name for name, host in tiers.items() if host["oom_kills"]] == ["none"]
     assert tiers["none"]["totals"]["swap_outs"] == 0
+
+
+# --- same-page merging ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ksm() -> dict[str, dict[str, Any]]:
+    runs = scenario_runs()
+    return {
+        name: runs.summary("ksm", name)["host"]
+        for name in ("base", "off", "default_rate", "writers", "huge")
+    }
+
+
+def test_merging_gives_back_what_guests_have_in_common(ksm: dict[str, dict[str, Any]]) -> None:
+    """Half of the pages have a twin: zeroes (a tenth) in one frame of 256, the rest in one of four.
+
+    So a tenth and three quarters of four tenths: 40 % of what the guests hold, less what was
+    written since and what ksmd keeps of each page.
+    """
+    base, off = (ksm[name]["final"] for name in ("base", "off"))
+    held = off["backed_bytes"]
+    saved = base["free_bytes"] - off["free_bytes"]
+    assert 0.3 * held < saved < 0.4 * held
+    merged = base["merged_bytes"] - base["merged_frames_bytes"] - base["merge_metadata_bytes"]
+    assert saved == pytest.approx(merged, rel=0.01)
+    assert ksm["off"]["totals"]["ksmd_ns"] == 0
+    assert ksm["base"]["slowdown"] > ksm["off"]["slowdown"]
+
+
+def test_at_the_default_rate_a_pass_takes_longer_than_the_run(
+    ksm: dict[str, dict[str, Any]],
+) -> None:
+    slow = ksm["default_rate"]
+    assert slow["totals"]["ksm_full_scans"] == slow["totals"]["merges"] == 0
+    assert slow["totals"]["ksmd_ns"] > 0
+    assert slow["final"]["free_bytes"] < ksm["off"]["final"]["free_bytes"]   # its metadata
+
+
+def test_writers_take_merged_pages_back_and_pay(ksm: dict[str, dict[str, Any]]) -> None:
+    base, writers = ksm["base"], ksm["writers"]
+    assert writers["totals"]["unmerges"] > 2 * base["totals"]["unmerges"] > 0
+    assert writers["final"]["merged_bytes"] < 0.8 * base["final"]["merged_bytes"]
+    assert writers["totals"]["fault_service_ns"] > base["totals"]["fault_service_ns"]
+
+
+def test_huge_pages_keep_ksmd_from_merging(ksm: dict[str, dict[str, Any]]) -> None:
+    huge = ksm["huge"]
+    assert huge["final"]["merged_bytes"] < 0.2 * ksm["base"]["final"]["merged_bytes"]
+    assert huge["totals"]["host_splits"] > 0
+    assert huge["totals"]["merges"] > 0

@@ -440,9 +440,9 @@ cdef class Backing:
             return None
         return merging.state_of(&self.c, address)
 
-    def split_at(self, uint64_t address, int which):
+    def split_at(self, uint64_t address):
         """Split the 2 MiB folio that an address lies in; whether there was one."""
-        return bool(merging.split_at(&self.c, address, which))
+        return bool(merging.split_at(&self.c, address))
 
     def share(self, uint64_t address):
         """Make a page's frame a merged one with one owner; the frame, or None if it cannot be."""
@@ -453,9 +453,9 @@ cdef class Backing:
         """Map a page to a merged frame instead of its own, which is freed; whether it could."""
         return bool(merging.merge(&self.c, address, frame))
 
-    def unmerge(self, uint64_t address, uint64_t frame, int which):
+    def unmerge(self, uint64_t address, uint64_t frame):
         """Give a page of a merged frame `frame` for its own. KeyError when it has its own."""
-        if merging.unmerge(&self.c, address, frame, which) != 0:
+        if merging.unmerge(&self.c, address, frame) != 0:
             raise KeyError(f"{address:#x} is not merged")
 
     def stranded_bytes(self, BlockAllocator guest):

@@ -76,14 +76,14 @@ cdef inline uint64_t *own_leaf(Backing *b, uint64_t address) noexcept nogil:
     return entry
 
 
-cdef inline bint split_at(Backing *b, uint64_t address, int which) noexcept nogil:
+cdef inline bint split_at(Backing *b, uint64_t address) noexcept nogil:
     """Split the 2 MiB folio that an address lies in; False when there is none."""
     cdef Node *at = NULL
     cdef int order = 0
     cdef uint64_t *entry = find_frame(b.table, address, &at, &order)
     if entry == NULL or order != 1 or b.from_pool:
         return False
-    return split_folio(b.host, b, folio_id(&b.host.folios, entry[0] & TARGET, 1), which) == 0
+    return split_folio(b.host, b, folio_id(&b.host.folios, entry[0] & TARGET, 1), 0) == 0
 
 
 cdef inline uint64_t share(Backing *b, uint64_t address) noexcept nogil:
@@ -115,7 +115,7 @@ cdef inline bint merge(Backing *b, uint64_t address, uint64_t frame) noexcept no
     return True
 
 
-cdef inline int unmerge(Backing *b, uint64_t address, uint64_t frame, int which) noexcept nogil:
+cdef inline int unmerge(Backing *b, uint64_t address, uint64_t frame) noexcept nogil:
     """Map a page that was merged, and then written, to a frame of its own; -1 if it was not."""
     cdef Host *h = b.host
     cdef Node *at = NULL
@@ -128,6 +128,6 @@ cdef inline int unmerge(Backing *b, uint64_t address, uint64_t frame, int which)
     entry[0] = frame | (entry[0] & ~TARGET)
     i = folio_id(&h.folios, frame, 0)
     h.folios.owner[i] = (b.owner << 40) | (address >> 12)
-    folio_push(&h.folios, which, i)
+    folio_push(&h.folios, 0, i)
     b.merged -= 1
     return 0

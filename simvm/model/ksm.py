@@ -185,7 +185,7 @@ class Ksmd:
     def _split(self, guest: Guest, address: int) -> int:
         """Make the mapping of a page one of 4 KiB."""
         guest.note_backed()
-        if not guest.backing.split_at(address, self._host.memory.new_list):
+        if not guest.backing.split_at(address):
             return 0
         guest.host_splits += 1
         guest.invalidate(address & ~(BLOCK - 1), BLOCK)
@@ -237,7 +237,7 @@ class Ksmd:
         """The copy on write that a vCPU of the guest has taken a fault for."""
         host = self._host
         guest.note_backed()
-        guest.backing.unmerge(address, host.memory.frames.allocate_4k(), host.memory.new_list)
+        guest.backing.unmerge(address, host.memory.frames.allocate_4k())
         guest.note_backed()
         guest.unmerges += 1
         self._written[guest.owner].add(address // PAGE)
