@@ -41,6 +41,7 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "working_set": ("working_sets", "working_set_rows"),
     "fault_queue": ("queueing", "open_rows"),
     "closed_queue": ("queueing", "closed_rows"),
+    "backing_time": ("backing", "fault_rows"),
     "zeroing_once": ("zeroing", "saving_rows"),
     "demand_fault_scaling": ("demand_faults", "scaling_rows"),
     "resize": ("resize", "reclaim_rows"),
