@@ -200,6 +200,9 @@ KEY_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in KEYS)
 GAUGE_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in GAUGES)
 COUNTER_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in COUNTERS)
 RATIO_NAMES: Final[tuple[str, ...]] = tuple(column.name for column in RATIOS)
+PRESSURE_NAMES: Final[tuple[str, ...]] = tuple(n for n in RATIO_NAMES if n != "slowdown")
+"""The ratios of memory pressure, whose peaks a summary holds."""
+
 VALUE_NAMES: Final[tuple[str, ...]] = GAUGE_NAMES + COUNTER_NAMES + RATIO_NAMES
 
 ELAPSED_PARTS: Final[tuple[str, ...]] = (

@@ -18,6 +18,7 @@ from simvm.model.clock import Clock
 from simvm.model.policies import ActiveInactive
 from simvm.model.pressure import IDLE, RUNNING, STALLED, WAITING, Pressure, Stalls
 from simvm.model.refaults import RefaultDistances
+from simvm.scenario import failures
 
 
 class Tasks:
@@ -275,6 +276,20 @@ def test_pauses_and_idle_vcpus_are_no_threads() -> None:
         small.one(small.run(small.pressed(vcpus=vcpus)))["totals"] for vcpus in (1, 2)
     )
     assert alone["psi_some_ns"] == beside["psi_some_ns"] > 0
+
+
+def test_peaks_are_the_highest_of_the_timeline(pressed: Any) -> None:
+    summary, timeline = pressed.summary, pressed.timeline
+    for peaks, rows in (
+        (summary["host"]["peaks"], timeline.host()),
+        (summary["guests"][1]["peaks"], timeline.guest("vm", 1)),
+    ):
+        assert peaks["psi_some"] == rows.values("psi_some")[1:].max() > 0.1
+        assert peaks["psi_full_avg300"] == rows.values("psi_full_avg300").max()
+    assert not any("psi" in name for name in summary["classes"]["vm"]["peaks"])
+    assert failures(summary, {"host.psi_some": "< 0", "host.peak_psi_some": "> 0.1"}) == [
+        f"host.psi_some is {summary['host']['psi_some']:.6g}, expected < 0"
+    ]
 
 
 # --- refault distances ------------------------------------------------------------------

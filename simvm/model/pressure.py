@@ -175,18 +175,19 @@ class Gauge:
         self._prefix = prefix
         self._last = 0, 0, 0    # time, some, full
 
-    def read(self, now: int) -> tuple[dict[str, int], dict[str, float | None]]:
+    def read(self, now: int) -> tuple[dict[str, int], dict[str, float]]:
         """The counters, and the ratios of the interval since the last time."""
         some, full = self._pressure.totals_ns()
         then, *before = self._last
         self._last = now, some, full
         prefix = self._prefix
         counters = {f"{prefix}_some_ns": some, f"{prefix}_full_ns": full}
-        ratios: dict[str, float | None] = {}
+        ratios: dict[str, float] = {}
         for kind, total, was, averages in zip(
             ("some", "full"), (some, full), before, self._pressure.averages(), strict=True
         ):
-            ratios[f"{prefix}_{kind}"] = (total - was) / (now - then) if now > then else None
+            if now > then:
+                ratios[f"{prefix}_{kind}"] = (total - was) / (now - then)
             for window, average in zip(PSI_WINDOWS, averages, strict=True):
                 ratios[f"{prefix}_{kind}_avg{window}"] = average
         return counters, ratios

@@ -114,7 +114,7 @@ class Sampler:
         self._last_ns: int | None = None
         self._weights: dict[tuple[str, int], dict[str, int]] = {}
         self.totals: dict[tuple[str, int], dict[str, int]] = {}
-        self.peaks: dict[tuple[str, int], dict[str, int]] = {}
+        self.peaks: dict[tuple[str, int], dict[str, float]] = {}
         self.slowdowns: dict[tuple[str, int], list[float]] = {}
         self.weighed_ns = 0
         self._pressures = {("", -1): [Gauge(host.pressure, "psi")]}
@@ -147,15 +147,15 @@ class Sampler:
 
     def _row(self, now: int, key: tuple[str, int], scope: str, values: dict[str, int]) -> None:
         slowdown = self._slowdown(key)
-        ratios = {"slowdown": slowdown}
+        pressures: dict[str, float] = {}
         for gauge in self._pressures.get(key, ()):
             counters, shares = gauge.read(now)
             values |= counters
-            ratios |= shares
-        self._recorder.append(now, scope, *key, values | ratios)
+            pressures |= shares
+        self._recorder.append(now, scope, *key, values | pressures | {"slowdown": slowdown})
         self.totals[key] = values
         peaks = self.peaks.setdefault(key, {})
-        for name, value in values.items():
+        for name, value in (values | pressures).items():
             if value > peaks.get(name, -1):
                 peaks[name] = value
         if slowdown is not None and now > self._warmup and scope == "guest":

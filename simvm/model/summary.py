@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from simvm.columns import COUNTER_NAMES, GAUGE_NAMES
+from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES
 from simvm.model.refaults import RefaultDistances
 from simvm.model.tasks import PhaseRecord, Task, add_up
 from simvm.results import SCHEMA_VERSION, percentiles
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 GAUGES = dict.fromkeys(GAUGE_NAMES)
+PEAKED = frozenset((*GAUGE_NAMES, *PRESSURE_NAMES))
 HOST_PRESSURES = ("psi_some", "psi_full")
 PRESSURES = (*HOST_PRESSURES, "guest_psi_some", "guest_psi_full")
 WALK_COUNTERS = ("accesses", "tlb_misses", "walks", "walk_loads", "walk_cycles")
@@ -152,7 +153,7 @@ class Summary:
             "totals": {name: totals[name] for name in COUNTER_NAMES if name in totals},
             "peaks": {
                 name: max(peak, peaks.get(name, 0))
-                for name, peak in self._sampler.peaks[key].items() if name in GAUGES
+                for name, peak in self._sampler.peaks[key].items() if name in PEAKED
             },
             "means": self._sampler.means(key, GAUGES),
             "final": {name: totals[name] for name in GAUGE_NAMES if name in totals},

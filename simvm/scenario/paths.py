@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 
-from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, VALUE_NAMES
+from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES, VALUE_NAMES
 from simvm.errors import did_you_mean
 from simvm.scenario.base import words_of
 from simvm.scenario.channels import ChannelSettings
@@ -203,6 +203,7 @@ def check_summary_path(path: tuple[str, ...], tree: Mapping[str, Any]) -> None:
     known_names = {
         *VALUE_NAMES,
         *(f"{prefix}_{name}" for prefix in ("peak", "mean") for name in GAUGE_NAMES),
+        *(f"peak_{name}" for name in PRESSURE_NAMES),
         *SUMMARY_ONLY,
     }
     if path[0] == "guest":
