@@ -45,6 +45,7 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "zeroing_once": ("zeroing", "saving_rows"),
     "demand_fault_scaling": ("demand_faults", "scaling_rows"),
     "resize": ("resize", "reclaim_rows"),
+    "write_free_staggered": ("staggered", "series_rows"),
 }
 """The module and function of each check, by its table in the data."""
 
