@@ -96,6 +96,8 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("merged_bytes", "Guest memory mapped to merged frames; not in backed."),
     _gauge("stranded_bytes", "Backed by the host but free in the guest."),
     _gauge("withheld_bytes", "Guest memory that a channel keeps from it, as a balloon does."),
+    _gauge("damon_hot_bytes", "Memory in regions that DAMON found accessed in its last "
+           "aggregation."),
     _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
     _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
     _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),
@@ -138,6 +140,9 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("refaults", "pages", "Reclaimed pages faulted in again while still of the working set."),
     _count("merges", "pages", "4 KiB pages that became one with others of the same content."),
     _count("unmerges", "pages", "Merged pages that were written, and copied."),
+    _count("damon_probes", "accesses", "Accesses about to be made at samples, held against what "
+           "DAMON knows."),
+    _count("damon_hits", "accesses", "The part of them in regions that DAMON takes for hot."),
     _count("host_splits", "folios", "Huge mappings of the host broken into smaller ones."),
     _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
     _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
@@ -178,6 +183,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
            _HOST_ONLY),
     _time("swap_worker_ns", "Host CPU time of zswap's writeback.", _HOST_ONLY),
     _time("proactive_ns", "Host CPU time of reclaim before memory is short.", _HOST_ONLY),
+    _time("damon_ns", "Host CPU time of DAMON: looking, and paging out.", _HOST_ONLY),
+    _count("damon_pages", "pages", "4 KiB pages that DAMON paged out.", _HOST_ONLY),
     _time("aging_ns", "The part of reclaim's CPU time spent on looking for accessed bits.",
           _HOST_ONLY),
     _count("folios_scanned", "folios", "Folios that reclaim looked at.", _HOST_ONLY),

@@ -28,7 +28,7 @@ from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels
 from simvm.model.refaults import RefaultDistances
-from simvm.model.vcpu import GuestKilled, VirtualCpu
+from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import NoChannelSettings
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ class Guest:
         self.kernel_thread_ns = 0
         self.host_splits = 0
         self.throttled_ns = 0
+        self.damon_probes = 0
+        self.damon_hits = 0
+        self.works: list[Work] = []     # that are under way
         self.swap_outs = 0
         self.swap_ins = 0
         self.refaults = 0

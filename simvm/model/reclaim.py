@@ -15,12 +15,14 @@ import numpy as np
 
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.cgroups import Cgroup, in_turn
+from simvm.model.damon import Damon
 from simvm.model.memcg import Memcg
 from simvm.model.policies import Decision
 from simvm.model.pressure import Stalls
 from simvm.model.proactive import ProactiveReclaim
 from simvm.model.queues import Process
 from simvm.model.swap import Run
+from simvm.scenario.reclaim import DamonReclaim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,6 +57,9 @@ class Reclaimer:
         self.proactive: ProactiveReclaim | None = None
         if self._works:
             host.env.process(self._kswapd())
+        self.damon: Damon | None = None
+        if isinstance(settings, DamonReclaim):
+            self.damon = Damon(host, settings)
         if settings.proactive is not None:
             self.proactive = ProactiveReclaim(host, settings.proactive)
 
@@ -233,6 +238,12 @@ class Reclaimer:
             owner, address = self._memory.owner_of(folio)
             hit[owner] = self._host.guests[owner]
             hit[owner].invalidate(address, PAGE << (9 * self._memory.order_of(folio)))
+
+    def page_out(self, folios: Iterable[int]) -> tuple[int, int]:
+        """Evict folios, whether accessed or not: 4 KiB pages that went, and ns."""
+        before = self.reclaimed_bytes
+        _, cost = self._evict_all(folios, {})
+        return (self.reclaimed_bytes - before) // PAGE, cost
 
     def _evict_all(self, folios: Iterable[int], hit: dict[int, Guest]) -> tuple[int, int]:
         """Evict folios and shoot down who is hit: pages, and ns."""

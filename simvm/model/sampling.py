@@ -30,7 +30,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
     mmu = add_up([vcpu.core.counters() for vcpu in guest.vcpus])
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
     faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
-    values = guest.holdings()
+    values, damon = guest.holdings(), guest.host.reclaimer.damon
     values |= {
         "backed_4k_bytes": backed[0],
         "backed_2m_bytes": backed[1],
@@ -68,6 +68,9 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
         "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in guest.vcpus),
         "throttled_ns": guest.throttled_ns,
+        "damon_hot_bytes": damon.compare(guest) if damon is not None else 0,
+        "damon_probes": guest.damon_probes,
+        "damon_hits": guest.damon_hits,
         "fault_stall_ns": sum(parts[part] for part in FAULT_STALL_PARTS),
     }
     values |= {name: mmu[name] for name in MMU_COUNTERS}
@@ -96,6 +99,8 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
         "ksmd_ns": host.ksm.ksmd_ns if host.ksm else 0,
         "kswapd_ns": reclaimer.kswapd_ns,
         "proactive_ns": reclaimer.proactive.spent_ns if reclaimer.proactive else 0,
+        "damon_ns": reclaimer.damon.spent_ns if reclaimer.damon else 0,
+        "damon_pages": reclaimer.damon.reclaimed_bytes >> 12 if reclaimer.damon else 0,
         "aging_ns": reclaimer.aging_ns,
         "folios_scanned": reclaimer.folios_scanned,
         "folios_reclaimed": reclaimer.folios_reclaimed,

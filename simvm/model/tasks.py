@@ -149,7 +149,9 @@ class Task:
                 bodies.append(requests.serve(vcpu, works[-1], record))
         threads = [env.process(self._guarded(body)) for body in bodies]
         guest.activities += threads
+        guest.works += works
         yield env.all_of(threads)
+        guest.works = [each for each in guest.works if each not in works]
         guest.activities = [each for each in guest.activities if each not in threads]
         for number, (stream, _) in enumerate(streams):
             guest.note_stream(f"{label}/{number}", stream.digest)

@@ -32,7 +32,15 @@ from simvm.scenario.models import (
     UniformPattern,
     ZipfPattern,
 )
-from simvm.scenario.reclaim import LruReclaim, Memcg, MglruReclaim, NoReclaim, Proactive, Reclaim
+from simvm.scenario.reclaim import (
+    DamonReclaim,
+    LruReclaim,
+    Memcg,
+    MglruReclaim,
+    NoReclaim,
+    Proactive,
+    Reclaim,
+)
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
 
 __all__ = [
@@ -41,6 +49,7 @@ __all__ = [
     "ChannelSettings",
     "Content",
     "CxlSwap",
+    "DamonReclaim",
     "DriftingPattern",
     "GuestClass",
     "Host",

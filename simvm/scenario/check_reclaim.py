@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from simvm.scenario.finding import Finding
 from simvm.scenario.models import Scenario
-from simvm.scenario.reclaim import Memcg
-from simvm.units import format_bytes
+from simvm.scenario.reclaim import DamonReclaim, Memcg
+from simvm.units import format_bytes, format_ns
 
 
 def findings(scenario: Scenario) -> Iterator[Finding]:
@@ -29,9 +29,27 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
                 f"{where}.free", "must be less than the host's memory", "write less",
                 ("host.memory",),
             )  # fmt: skip
+    if isinstance(reclaim, DamonReclaim):
+        yield from _damon(reclaim)
     for name, guest in scenario.guests.items():
         if guest.memcg is not None:
             yield from _memcg(scenario, f"guest.{name}.memcg", guest.memcg)
+
+
+def _damon(damon: DamonReclaim) -> Iterator[Finding]:
+    for less, more, show in (
+        ("sample_interval", "aggregation_interval", format_ns),
+        ("min_regions", "max_regions", str),
+        ("watermark_mid", "watermark_high", str),
+        ("watermark_low", "watermark_mid", str),
+    ):
+        most = getattr(damon, more)
+        if getattr(damon, less) > most:
+            quote = '"' if show is format_ns else ""
+            yield Finding(
+                f"host.reclaim.{less}", f"must not be more than {more}",
+                f"write {quote}{show(most)}{quote} or less", (f"host.reclaim.{more}",),
+            )  # fmt: skip
 
 
 def _memcg(scenario: Scenario, where: str, memcg: Memcg) -> Iterator[Finding]:

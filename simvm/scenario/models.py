@@ -6,7 +6,7 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 see by itself; `simvm.scenario.check` holds the rules between them.
 
 Left out, and refused where a file asks for it: sampled fidelity, several NUMA
-nodes, hotplug, reclaim by DAMON, and the kinds of channels that
+nodes, hotplug, and the kinds of channels that
 `simvm.scenario.channels` lists as later.
 """
 

@@ -23,7 +23,7 @@ class Proactive(Model):
     """Bytes a second."""
     free: f.PageMultiple | None = None
     """Free memory to aim for."""
-    interval: f.Duration = 1000 * units.MS
+    interval: f.Duration = units.SECOND
     """How often."""
 
 
@@ -73,9 +73,42 @@ class MglruReclaim(Watermarks):
     """A generation younger than this is not evicted: rather the OOM killer comes."""
 
 
+class DamonReclaim(Watermarks):
+    """Access monitoring finds cold memory before it is short; then the two lists, as `lru`.
+
+    Defaults are those of Linux' DAMON_RECLAIM, mm/damon/reclaim.c.
+    """
+
+    policy: Literal["damon"] = "damon"
+    sample_interval: f.Duration = 5 * units.MS
+    """From one look at a page of each region to the next."""
+    aggregation_interval: f.Duration = 100 * units.MS
+    """Looks are added up for so long; then regions are merged, paged out and split."""
+    min_regions: f.MonitoredRegions = 10
+    """Of each guest."""
+    max_regions: f.MonitoredRegions = 1000
+    """Of each guest; looks cost no more than these take."""
+    min_age: f.Duration = 120 * units.SECOND
+    """A region without an access for so long is cold."""
+    quota_time: f.Duration = 10 * units.MS
+    """Time to spend on paging out, in each quota_interval."""
+    quota_size: f.PageMultiple = 128 * units.MIB
+    """Memory to try to page out, in each quota_interval."""
+    quota_interval: f.Duration = units.SECOND
+    """After which both quotas begin anew."""
+    watermark_high: f.Share = 0.5
+    """It rests while more than this share of memory is free ..."""
+    watermark_mid: f.Share = 0.4
+    """... begins below this one ..."""
+    watermark_low: f.Share = 0.2
+    """... and leaves it to the lists below this one."""
+    check_interval: f.Duration = 5 * units.SECOND
+    """While it rests, how often it looks at free memory."""
+
+
 Reclaim = Annotated[
-    NoReclaim | LruReclaim | MglruReclaim,
+    NoReclaim | LruReclaim | MglruReclaim | DamonReclaim,
     Field(discriminator="policy"),
-    choice("policy", NoReclaim, LruReclaim, MglruReclaim, default="lru", later=("damon",)),
+    choice("policy", NoReclaim, LruReclaim, MglruReclaim, DamonReclaim, default="lru"),
 ]
 """A policy with its settings; without a word, `lru`."""

@@ -13,5 +13,9 @@ from simvm.model.policies.mglru import MultiGen
 
 __all__ = ["CLUSTER_PAGES", "POLICIES", "ActiveInactive", "Decision", "Lists", "Policy"]
 
-POLICIES: dict[str, type[Policy]] = {"lru": ActiveInactive, "mglru": MultiGen}
+POLICIES: dict[str, type[Policy]] = {
+    "lru": ActiveInactive,
+    "mglru": MultiGen,
+    "damon": ActiveInactive,    # beside the lists: `simvm.model.damon`
+}
 """By the word of `host.reclaim.policy`; `none` has none."""
