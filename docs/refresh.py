@@ -405,7 +405,7 @@ MEANINGS = {
     "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
     "GuestClass.count": "Guests of this class.",
     "GuestClass.memory": "What each guest is promised.",
-    "GuestClass.memory_max": "Must be `memory`: hotplug is not modelled.",
+    "GuestClass.memory_max": "More than `memory` is unplugged at boot; `virtio_mem` plugs it.",
     "GuestClass.vcpus": "At least the threads of all tasks together.",
     "GuestClass.start": "When the first guest boots.",
     "GuestClass.page_size": "What the guest maps regions with; 2 MiB falls back to 4 KiB.",

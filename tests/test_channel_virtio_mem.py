@@ -175,3 +175,65 @@ def test_large_device_blocks_need_all_of_their_memory() -> None:
     """A guest of 512 MiB that holds its lowest 8 MiB: three blocks of 128 MiB, not the fourth."""
     vm = run(IDLE, target=2 * MIB, block_size=128 * MIB)
     assert vm["final"]["withheld_bytes"] == 384 * MIB
+
+
+# --- memory above `memory` --------------------------------------------------------------------
+
+
+def hotplug(*phases: dict[str, Any], duration: int = 300 * MS, **channel: Any) -> Any:
+    """A guest of 256 MiB that can have 512."""
+    return small.simulate(small.scenario(
+        {"vm": small.guest(*phases, memory=256 * MIB, memory_max=512 * MIB,
+                           channel={"kind": "virtio_mem", **channel})},
+        duration=duration,
+    ))  # fmt: skip
+
+
+def totals_of(made: Any) -> dict[str, int]:
+    totals: dict[str, int] = small.summary_of(made)["guests"][0]["totals"]
+    return totals
+
+
+def test_memory_is_plugged_from_where_the_guest_ends() -> None:
+    """256 MiB are unplugged at boot. Plugging them takes 128 x 19.2 us, and 2 MiB of struct pages
+    for each of two blocks of Linux."""
+    made, without = hotplug(IDLE, target=512 * MIB), hotplug(IDLE, target=256 * MIB)
+    assert without.guests[0].channel.withheld_bytes == 256 * MIB
+    assert totals_of(without)["kernel_thread_ns"] == 0
+    assert made.guests[0].channel.withheld_bytes == 0
+    assert totals_of(made)["kernel_thread_ns"] == 128 * 19_200
+    more = made.guests[0].memory.free_bytes - without.guests[0].memory.free_bytes
+    assert more == 256 * MIB - 2 * BLOCK
+
+
+@pytest.mark.parametrize(("size", "failure"), [(512, None), (256, "no free memory in the guest")])
+def test_a_program_may_use_what_was_plugged(size: int, failure: str | None) -> None:
+    """300 MiB, every page of it: more than the guest has at boot."""
+    wait = small.phase(region="small", allocate=BLOCK, accesses=50, think_time=MS)
+    work = small.phase(allocate=300 * MIB, pattern=PAGES, accesses=300 * MIB // PAGE)
+    guest = small.summary_of(hotplug(wait, work, target=size * MIB))["guests"][0]
+    assert guest["failure"] == failure
+    assert (guest["peaks"]["touched_bytes"] > 300 * MIB) == (failure is None)
+
+
+def test_struct_pages_go_with_the_last_device_block() -> None:
+    """As much is free as before, and half a block of Linux keeps them."""
+    before = hotplug(IDLE, target=256 * MIB).guests[0].memory.free_bytes
+    gone = hotplug(IDLE, schedule={50 * MS: 512 * MIB, 100 * MS: 256 * MIB}).guests[0]
+    assert gone.channel.withheld_bytes == 256 * MIB
+    assert gone.memory.free_bytes == before
+    half = hotplug(IDLE, schedule={50 * MS: 512 * MIB, 100 * MS: 320 * MIB}).guests[0]
+    assert half.memory.free_bytes == before + 64 * MIB - BLOCK
+
+
+def test_a_size_asked_for_during_an_unplug_is_not_lost() -> None:
+    """5.9 ms to unplug 256 MiB; after 1 ms the host wants them back."""
+    vm = run(IDLE, schedule={50 * MS: 256 * MIB, 51 * MS: 512 * MIB})
+    assert vm["final"]["withheld_bytes"] == 0
+    assert vm["totals"]["kernel_thread_ns"] == 128 * (46_200 + 19_200)
+
+
+def test_pages_of_the_kernel_come_with_what_is_plugged() -> None:
+    """In every block: nothing of what was plugged can be unplugged again."""
+    vm = hotplug(IDLE, schedule={50 * MS: 512 * MIB, 100 * MS: 256 * MIB}, unmovable=1.0)
+    assert vm.guests[0].channel.withheld_bytes == 0

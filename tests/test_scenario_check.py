@@ -153,7 +153,11 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("guest", "count = 5462", "guest.g.count",
          "at most 16,383 address spaces, two for each guest and one for each of its processes, "
          "not 16,386", "less"),
-        ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "hotplug is not", "remove"),
+        ("guest", 'memory_max = "8GiB"', "guest.g.memory_max", "only a channel of the kind",
+         "virtio_mem"),
+        ("guest", 'memory_max = "2GiB"', "guest.g.memory_max", "not be less", '"4GiB" or more'),
+        ("guest", 'memory_max = "4098MiB"\nchannel = { kind = "virtio_mem", target = "4GiB" }',
+         "guest.g.memory_max", "whole blocks of virtio-mem, 128MiB", "4224MiB"),
         ("guest", 'stop = "1s"\nstart = "2s"', "guest.g.stop", "later than start", "2s"),
         ("guest", 'stagger = "1s"', "guest.g.stagger", "one guest alone", "remove"),
         ("guest", 'virtualization = "paravirtual"', "guest.g.virtualization",

@@ -121,7 +121,7 @@ class Guest:
         self.shadow: _core.Shadow | None = None
         if config.virtualization == "shadow":
             self.shadow = _core.Shadow(
-                config.memory, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
+                config.memory_max, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
             )
         # A quarter of what three levels reach: the lower half of the addresses is the program's.
         self.first_address = min(FIRST_ADDRESS, 1 << self._table_format.address_bits - 2)
@@ -168,7 +168,7 @@ class Guest:
         self.peaks = dict.fromkeys(PEAKS, 0)
         self.pressure = Pressure(host.env, host.settings.cores)     # of its vCPUs on the host
         self.own_pressure = Pressure(host.env, config.vcpus)        # what its kernel sees
-        memory = config.memory if self.is_vm else 0
+        memory = config.memory_max if self.is_vm else 0
         self.lower_zone_bytes = min(memory, LOWER_ZONE)
         self.memory = _core.BlockAllocator(memory, lower=LOWER_ZONE)
         self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
@@ -190,7 +190,7 @@ class Guest:
         self.cgroup = self.host.reclaimer.join(self)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
-            self.config.memory if self.is_vm else 0,
+            self.memory.size,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
             shadow=self.shadow, group=self.cgroup.lists.group,
         )  # fmt: skip
@@ -204,6 +204,8 @@ class Guest:
             size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
             self.kernel_bytes = -(-size // PAGE) * PAGE
             self.memory.reserve_low(self.kernel_bytes)
+            unplugged = self.config.memory_max - self.config.memory
+            self.memory.vacate(self.config.memory, unplugged, [])
 
     def process(self, name: str) -> Space:
         """The address space of a process, made when first asked for."""
@@ -340,7 +342,7 @@ class Guest:
     def invalidate_all(self) -> None:
         """Every mapping may have changed."""
         if self.is_vm:
-            self.invalidate(0, self.config.memory)
+            self.invalidate(0, self.memory.size)
         for part in range(1, len(self._parts) + 1):
             self.invalidate(part * self.first_address, self.first_address)
 
@@ -510,7 +512,7 @@ class Guest:
         """
         if self.shadow is None:
             return 0
-        memory = self.config.memory
+        memory = self.memory.size
         words = sum(-(-memory // size) for size in ORDER_BYTES[:3])
         return -(-(8 * words + 2 * (memory // PAGE)) // PAGE) * PAGE
 

@@ -35,7 +35,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "backed_4k_bytes": backed[0],
         "backed_2m_bytes": backed[1],
         "backed_1g_bytes": backed[2],
-        "committed_bytes": guest.config.memory if guest.alive else 0,
+        "committed_bytes": guest.config.memory_max if guest.alive else 0,
         "slat_tables_bytes": guest.slat_table_bytes,
         "shadow_tables_bytes": guest.shadow_table_bytes,
         "host_tables_bytes": guest.host_table_bytes,

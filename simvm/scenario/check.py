@@ -188,14 +188,9 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f'write "{format_bytes(pool)}" or less, or a larger pool',
             ("host.hugetlb", "host.backing"),
         )  # fmt: skip
-    if guest.memory_max != guest.memory:
-        yield Finding(
-            f"{where}.memory_max", "must be memory: hotplug is not modelled yet",
-            f'remove it, or write "{format_bytes(guest.memory)}"', (f"{where}.memory",),
-        )  # fmt: skip
     cpu = _cpu(scenario)
-    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory
-    if guest.memory > reach:
+    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory_max
+    if guest.memory_max > reach:
         yield Finding(
             f"{where}.memory", f"these table levels serve {human_bytes(reach)} at most",
             "write table_levels = 5 for guest and host, or less memory",
@@ -442,22 +437,23 @@ def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
     """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
     if not guest.is_vm:
         return guest.memory
-    kernel = guest.boot + struct_page_bytes(guest.memory)
+    kernel = guest.boot + struct_page_bytes(guest.memory_max)
     if guest.page_size == GIB:
-        return max(0, guest.memory // GIB - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
+        most = guest.memory_max // GIB
+        return max(0, most - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
     tables = sum((size // (2 * MIB) + _UPPER_TABLE_PAGES) * PAGE for size in regions)
-    return max(0, guest.memory - kernel - tables)
+    return max(0, guest.memory_max - kernel - tables)
 
 
 def _too_much(
     at: str, guest: GuestClass, needed: int, regions: Iterable[int], uses: tuple[str, ...]
 ) -> Finding:
     capacity = guest_capacity(guest, regions)
-    more = guest.memory + needed - capacity
+    more = guest.memory_max + needed - capacity
     unit = GIB if guest.page_size == GIB else 2 * MIB
     rule = (
         f"the regions that live together take {human_bytes(needed)}, and {human_bytes(capacity)} "
-        f"of the guest's {human_bytes(guest.memory)} are left for them"
+        f"of the guest's {human_bytes(guest.memory_max)} are left for them"
     )
     if guest.is_vm:
         rule += " beside boot, struct pages and page tables"

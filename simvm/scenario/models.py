@@ -6,8 +6,7 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 see by itself; `simvm.scenario.check` holds the rules between them.
 
 Left out, and refused where a file asks for it: sampled fidelity, several NUMA
-nodes, hotplug, and the kinds of channels that
-`simvm.scenario.channels` lists as later.
+Left out, and refused where a file asks for it: sampled fidelity, several NUMA nodes.
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ class GuestClass(Model):
     count: f.Guests = 1
     memory: f.BlockMultiple
     memory_max: f.BlockMultiple
-    """More than memory would be hotplug, which is not modelled; by default memory."""
+    """What virtio_mem can plug the guest up to; by default memory."""
     vcpus: f.Vcpus = 1
     boot: f.PageMultipleOrZero = 0
     """Backed by the boot itself, beside struct pages. 0 leaves it out, which errs low."""

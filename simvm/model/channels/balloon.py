@@ -60,7 +60,8 @@ class Balloon(NoChannel):
                 yield from thread.spend(self._name(guest, min(-pages, MESSAGE_PAGES)))
                 self._release(guest, min(-pages, MESSAGE_PAGES))
             else:
-                pause = self._controller.pause(guest.host.env.now)
+                now = guest.host.env.now
+                pause = self._controller.pause(now, now)
                 if pause is None:
                     return
                 yield from thread.sleep(pause)

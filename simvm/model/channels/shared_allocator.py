@@ -46,6 +46,7 @@ class SharedAllocator(NoChannel):
     def serve(self, guest: Guest) -> Process:
         thread = KernelThread(guest)
         while True:
+            asked = guest.host.env.now
             wanted = self._controller.wanted(guest, self.withheld_bytes)
             missing = (wanted - self.withheld_bytes) // BLOCK
             if missing < 0:
@@ -56,9 +57,9 @@ class SharedAllocator(NoChannel):
                 continue
             if self._automatic:
                 yield from self._sweep(guest, thread)
-            pause = self._controller.pause(guest.host.env.now)
+            pause = self._controller.pause(asked, guest.host.env.now)
             if missing or self._automatic:
-                pause = min(self._interval, pause or self._interval)
+                pause = self._interval if pause is None else min(self._interval, pause)
             if pause is None:
                 return
             yield from thread.sleep(pause)

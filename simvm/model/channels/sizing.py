@@ -36,20 +36,20 @@ class Controller:
 
         With `keep_free`, what is free beyond it; what is missing comes back.
         """
-        memory = guest.config.memory
+        most = guest.config.memory_max
         if self._keep_free is not None:
             wanted = withheld + guest.memory.free_bytes - self._keep_free
-            return max(0, min(memory, wanted))
+            return max(0, min(most, wanted))
         now = guest.host.env.now
-        size = memory
+        size = guest.config.memory
         for at, other in self._sizes.items():
             if at <= now:
                 size = other
-        return memory - size
+        return most - size
 
-    def pause(self, now: int) -> int | None:
-        """ns until the answer may be another; None when it stays."""
+    def pause(self, asked: int, now: int) -> int | None:
+        """ns until the answer given at `asked` may be another; None when it stays."""
         if self._keep_free is not None:
             return self._interval
-        later = [at - now for at in self._sizes if at > now]
+        later = [max(0, at - now) for at in self._sizes if at > asked]
         return min(later, default=None)

@@ -8,10 +8,11 @@ With one page that cannot move (the kernel's, a page table, a 1 GiB page) it sta
 goes on to the next. The host drops a block in one call. If the size is not reached the driver
 tries again after 50 s, then 100 s, up to 300 s, or when the host asks for another size.
 
-`unmovable` pages lie in that share of the device blocks from the end of the boot on.
+`unmovable` pages lie in that share of the device blocks, from the end of the boot on or from when
+they are plugged. Memory above `memory` is unplugged at boot. With the first device block of one of
+its memory blocks Linux needs struct pages for all of it, out of what it has; they go with the last.
 
-Left out: memory above `memory` (hotplug), so the device's memory is the guest's own; zones; what
-moves is backed at its new place when it is touched next, not as it is copied.
+Left out: zones; what moves is backed at its new place when it is touched next, not as it is copied.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ import numpy as np
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.channels.none import NoChannel
 from simvm.model.channels.sizing import Controller, extents_of
+from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Process
+from simvm.scenario.check_channels import LINUX_BLOCK
 from simvm.workload.patterns import random_bits
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
     from simvm.scenario.channels import VirtioMemChannelSettings
 
-GUEST_BLOCK = 128 << 20             # memory_block_size_bytes of x86-64
 RETRY_NS = 50_000_000_000           # VIRTIO_MEM_RETRY_TIMER_MIN_MS
 LONGEST_RETRY_NS = 300_000_000_000  # VIRTIO_MEM_RETRY_TIMER_MAX_MS
 
@@ -40,54 +42,62 @@ LONGEST_RETRY_NS = 300_000_000_000  # VIRTIO_MEM_RETRY_TIMER_MAX_MS
 class VirtioMem(NoChannel):
     """The virtio-mem device of one guest, whose blocks are all of its memory."""
 
+    _doomed: frozenset[int]     # device blocks in which a page of the kernel lies, once plugged
+
     def __init__(self, settings: VirtioMemChannelSettings) -> None:
         super().__init__(settings)
         self._size = settings.block_size
         self._unmovable = settings.unmovable
         self._controller = Controller(settings)
         self._unplugged: set[int] = set()   # addresses of device blocks
+        self._memmaps: dict[int, list[tuple[int, int]]] = {}    # by block of Linux
 
     def serve(self, guest: Guest) -> Process:
-        self._pin(guest)
+        self._start(guest)
         thread = KernelThread(guest)
-        retry, asked = RETRY_NS, 0
+        retry, before = RETRY_NS, 0
         while True:
-            now = guest.host.env.now
+            asked = guest.host.env.now
             wanted = self._controller.wanted(guest, self.withheld_bytes)
-            if wanted != asked:
-                retry, asked = RETRY_NS, wanted
+            if wanted != before:
+                retry, before = RETRY_NS, wanted
             missing = (wanted - self.withheld_bytes) // self._size
-            if missing < 0:
-                yield from self._plug(guest, thread, -missing)
-                continue
-            pause = self._controller.pause(now)
-            if missing:
+            if missing > 0:
                 yield from self._unplug(guest, thread, missing)
-                if wanted - self.withheld_bytes >= self._size:
-                    pause, retry = min(pause or retry, retry), min(2 * retry, LONGEST_RETRY_NS)
-                else:
-                    retry = RETRY_NS
-                    pause = self._controller.pause(guest.host.env.now)
+            elif missing < 0:
+                yield from self._plug(guest, thread, -missing)
+            pause = self._controller.pause(asked, guest.host.env.now)
+            if (wanted - self.withheld_bytes) // self._size:
+                pause = retry if pause is None else min(pause, retry)
+                retry = min(2 * retry, LONGEST_RETRY_NS)
             if pause is None:
                 return
-            yield from thread.sleep(max(0, now + pause - guest.host.env.now))
+            yield from thread.sleep(pause)
 
-    def _pin(self, guest: Guest) -> None:
-        """Put a page of the kernel into some device blocks."""
-        memory, seed = guest.memory, guest.scenario.scenario.seed
-        draw = np.random.Generator(random_bits(seed, f"{guest.name}/virtio_mem/unmovable"))
-        for block, chance in enumerate(draw.random(guest.config.memory // self._size)):
-            if chance < self._unmovable:
-                taken, _ = memory.vacate(block * self._size, BLOCK, [])
-                for address in taken:
-                    memory.break_2m(address)
-                    memory.free_many(address + np.arange(1, 512, dtype=np.uint64) * PAGE)
+    def _start(self, guest: Guest) -> None:
+        """What is unplugged at boot, and where pages of the kernel lie."""
+        config = guest.config
+        self._unplugged = set(range(config.memory, config.memory_max, self._size))
+        self.withheld_bytes = config.memory_max - config.memory
+        bits = random_bits(guest.scenario.scenario.seed, f"{guest.name}/virtio_mem/unmovable")
+        chances = np.random.Generator(bits).random(config.memory_max // self._size)
+        doomed = np.flatnonzero(chances < self._unmovable) * self._size
+        self._doomed = frozenset(int(block) for block in doomed)
+        for block in sorted(self._doomed - self._unplugged):
+            self._pin(guest, block)
+
+    def _pin(self, guest: Guest, block: int) -> None:
+        """Put a page of the kernel into a device block, if its first 2 MiB are free."""
+        taken, _ = guest.memory.vacate(block, BLOCK, [])
+        for address in taken:
+            guest.memory.break_2m(address)
+            guest.memory.free_many(address + np.arange(1, 512, dtype=np.uint64) * PAGE)
 
     def _unplug(self, guest: Guest, thread: KernelThread, blocks: int) -> Process:
         """Try to unplug device blocks, the highest first, a block of Linux at a time."""
-        group = max(GUEST_BLOCK, self._size)
-        for start in reversed(range(0, guest.config.memory, group)):
-            end = min(start + group, guest.config.memory)
+        group = max(LINUX_BLOCK, self._size)
+        for start in reversed(range(0, guest.config.memory_max, group)):
+            end = min(start + group, guest.config.memory_max)
             plugged = [
                 address for address in reversed(range(start, end, self._size))
                 if address not in self._unplugged
@@ -96,6 +106,10 @@ class VirtioMem(NoChannel):
                 tried, plugged = plugged[:blocks], plugged[blocks:]
                 taken = yield from self._offline(guest, thread, tried)
                 blocks -= len(taken)
+            if start in self._memmaps and self._unplugged.issuperset(range(start, end, self._size)):
+                for address, pages in self._memmaps.pop(start):
+                    free = guest.memory.free_2m if pages == 512 else guest.memory.free_4k
+                    free(address)
 
     def _offline(self, guest: Guest, thread: KernelThread, tried: list[int]) -> Process:
         """One attempt at some device blocks: those that are unplugged now."""
@@ -123,16 +137,36 @@ class VirtioMem(NoChannel):
         return taken
 
     def _plug(self, guest: Guest, thread: KernelThread, blocks: int) -> Process:
-        """Plug device blocks, the lowest first, a block of Linux at a time."""
-        chosen = sorted(self._unplugged)[:blocks]
+        """Plug device blocks, the lowest first, a block of Linux at a time.
+
+        One whose struct pages have no room is left, as are those above it.
+        """
         each = self._size // BLOCK * guest.host.costs.virtio_mem_plug_ns
-        unit = max(GUEST_BLOCK, self._size)
-        for _, blocks_of in itertools.groupby(chosen, lambda block: block // unit):
+        unit = max(LINUX_BLOCK, self._size)
+        chosen = sorted(self._unplugged)[:blocks]
+        for start, blocks_of in itertools.groupby(chosen, lambda block: block // unit * unit):
             group = list(blocks_of)
+            if start >= guest.config.memory and start not in self._memmaps:
+                needed = unit // PAGE * STRUCT_PAGE_BYTES
+                if guest.memory.free_bytes < needed:
+                    return
+                self._memmaps[start] = _struct_pages(guest, needed)
             guest.hint_calls += 1
             yield from thread.spend(len(group) * each)
             for block in group:
                 self._unplugged.remove(block)
                 for address in range(block, block + self._size, BLOCK):
                     guest.memory.free_2m(address)
+                if block in self._doomed:
+                    self._pin(guest, block)
             self.withheld_bytes -= len(group) * self._size
+
+
+def _struct_pages(guest: Guest, needed: int) -> list[tuple[int, int]]:
+    """Memory for the struct pages of a block of Linux, in large pages if it can: (address, pages).
+
+    As vmemmap_populate has it (mm/sparse-vmemmap.c).
+    """
+    if guest.memory.free_blocks * BLOCK >= needed:
+        return [(guest.memory.allocate_2m(), 512) for _ in range(needed // BLOCK)]
+    return [(guest.memory.allocate_4k(False), 1) for _ in range(needed // PAGE)]
