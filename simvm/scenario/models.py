@@ -5,7 +5,6 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 ``guest`` (`guests`) and ``variant`` (`variants`). Each model checks what it can
 see by itself; `simvm.scenario.check` holds the rules between them.
 
-Left out, and refused where a file asks for it: sampled fidelity, several NUMA
 Left out, and refused where a file asks for it: sampled fidelity, several NUMA nodes.
 """
 
