@@ -216,9 +216,6 @@ cdef inline void break_open(Blocks *b, uint32_t i, int mobility) noexcept nogil:
 cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     """Address of a free page, or NO_PAGE; breaks a block, or mixes mobilities, if it must."""
     cdef uint32_t i = b.head[1 + mobility]
-    cdef uint64_t *words
-    cdef uint64_t free_bits
-    cdef int w
     if i == NIL:
         i = first_whole(b)
         if i != NIL:
@@ -227,8 +224,14 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
             i = b.head[2 - mobility]
             if i == NIL:
                 return NO_PAGE
-    words = b.used + <uint64_t>i * 8
-    w = 0
+    return alloc_in(b, i)
+
+
+cdef inline uint64_t alloc_in(Blocks *b, uint32_t i) noexcept nogil:
+    """Address of the lowest free page of a broken block that has one."""
+    cdef uint64_t *words = b.used + <uint64_t>i * 8
+    cdef uint64_t free_bits
+    cdef int w = 0
     while words[w] == 0xFFFFFFFFFFFFFFFFULL:
         w += 1
     free_bits = ~words[w]
@@ -239,6 +242,20 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
         block_unlink(b, b.state[i], i)
     w = w * 64 + count_trailing_zeros(free_bits)
     return b.base + (<uint64_t>i << 21) + (<uint64_t>w << 12)
+
+
+cdef inline int take_page(Blocks *b, uint64_t address, int mobility) noexcept nogil:
+    """Take this page and no other, breaking its block if that is free; -1 when it is not free."""
+    cdef uint32_t i = block_of(b, address)
+    cdef uint64_t page = ((address - b.base) >> 12) & 511
+    if i >= b.n or b.state[i] >= BLOCK_WHOLE:
+        return -1
+    if b.state[i] == BLOCK_FREE:
+        break_open(b, i, mobility)
+    if (b.used[<uint64_t>i * 8 + (page >> 6)] >> (page & 63)) & 1:
+        return -1
+    take_run(b, i, <int>page, 1, 1)
+    return 0
 
 
 cdef inline uint64_t alloc_run(Blocks *b, int pages, int mobility) noexcept nogil:

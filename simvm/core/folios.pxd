@@ -167,3 +167,24 @@ cdef inline void folio_remove(Folios *f, uint32_t i) noexcept nogil:
         f.tail[at] = f.prev[i]
     f.where[i] = 0
     f.pages[at] -= 512 if i >= f.n_pages else 1
+
+
+cdef inline void folio_replace(Folios *f, uint32_t old, uint32_t new) noexcept nogil:
+    """Another folio of the same order takes the owner and the place on the list."""
+    cdef int which = f.where[old]
+    cdef int at = list_of(f, which, old)
+    f.owner[new] = f.owner[old]
+    f.owner[old] = 0
+    f.where[new] = which
+    f.where[old] = 0
+    if which == 0:
+        return
+    f.next[new], f.prev[new] = f.next[old], f.prev[old]
+    if f.prev[old] != NIL:
+        f.next[f.prev[old]] = new
+    else:
+        f.head[at] = new
+    if f.next[old] != NIL:
+        f.prev[f.next[old]] = new
+    else:
+        f.tail[at] = new

@@ -1,5 +1,9 @@
 # Part of simvm/_core.pyx: host memory and what backs a guest with it.
 
+cimport simvm.core.compact as compact
+
+RUN_NO_BLOCK = vcpu.RUN_NO_BLOCK
+
 cdef class HostMemory:
     """Host RAM: frames, folios and their lists, and a hugetlb pool.
 
@@ -57,6 +61,60 @@ cdef class HostMemory:
         if group < 0:
             raise MemoryError()
         return group
+
+    def ask_for_block(self, bint on):
+        """Whether a fault that finds no 2 MiB block stops its run before it falls back."""
+        self.c.ask_for_block = on
+
+    def scatter(self, const uint64_t[::1] addresses, bint movable):
+        """Take these pages for the host itself. MemoryError when one is not free."""
+        cdef Py_ssize_t i
+        cdef uint32_t page
+        for i in range(addresses.shape[0]):
+            if blocks.take_page(&self.c.frames, addresses[i],
+                                blocks.MOVABLE if movable else blocks.UNMOVABLE) != 0:
+                raise MemoryError(f"page {addresses[i]:#x} is not free")
+            if movable:
+                page = folios.folio_id(&self.c.folios, addresses[i], 0)
+                self.c.folios.owner[page] = compact.HOSTS_OWN
+
+    def next_to_empty(self, uint32_t at, uint32_t end):
+        """The first block in [at, end) whose pages in use can all be moved; `end` if none."""
+        while at < end and not compact.block_moves(&self.c, at):
+            at += 1
+        return at
+
+    def empty(self, uint32_t block, uint32_t cursor):
+        """Move the pages of a block to free ones of broken blocks, from `cursor` down to it.
+
+        Returns what moved, as (owner, address) of each page (owner 0: the host's own), the
+        cursor where the search goes on, and whether the block is free now.
+        """
+        cdef Backing backing
+        cdef list moved = []
+        cdef uint32_t page
+        cdef uint64_t to, owner
+        if block >= self.c.frames.n or cursor >= self.c.frames.n:
+            raise ValueError("there is no such block")
+        for page in range(block * 512, block * 512 + 512):
+            if not self.c.frames.used[page >> 6] >> (page & 63) & 1:
+                continue
+            owner = self.c.folios.owner[page]
+            backing = self.backings.get(owner >> 40)
+            if not compact.page_moves(&self.c, page) or (
+                    backing is None and owner != compact.HOSTS_OWN):
+                break
+            to = compact.free_above(&self.c.frames, block, &cursor)
+            if to == blocks.NO_PAGE:
+                break
+            if compact.migrate(&self.c, NULL if backing is None else &backing.c, page, to) != 0:
+                blocks.free_4k(&self.c.frames, to)
+                break
+            moved.append((0, 0) if backing is None
+                         else (owner >> 40, (owner & 0xFFFFFFFFFF) << 12))
+            if self.c.frames.state[block] == blocks.BLOCK_FREE:
+                break
+        return moved, cursor, self.c.frames.state[block] == blocks.BLOCK_FREE
 
     def set_new_list(self, int which, int group=0):
         """The list of a group that new folios join."""
@@ -457,6 +515,37 @@ cdef class Backing:
         """Give a page of a merged frame `frame` for its own. KeyError when it has its own."""
         if merging.unmerge(&self.c, address, frame) != 0:
             raise KeyError(f"{address:#x} is not merged")
+
+    def look_at(self, uint64_t address):
+        """The 4 KiB entries under 2 MiB: (present, none, swapped, accessed, fixed).
+
+        None when it is mapped by a larger leaf, or nothing is. `fixed` cannot be isolated.
+        """
+        cdef compact.Range r
+        cdef table.Node *node = compact.small_pages(&self.c, address)
+        if node == NULL or self.c.from_pool:
+            return None
+        compact.look_at(&self.c, node, &r)
+        return r.present, r.none, r.swapped, r.accessed, r.fixed
+
+    def may_be_huge(self, uint64_t address):
+        """Whether nothing forbids a new 2 MiB page there: no cut, no protection, no limit."""
+        return ((self.c.marks == NULL or self.c.marks[address >> 21] == 0)
+                and bool(vcpu.within_limit(&self.c, 512)))
+
+    def collapse(self, uint64_t address, uint64_t frame):
+        """Map 2 MiB by one leaf to the block `frame` instead of 4 KiB pages, which are freed.
+
+        ValueError when it is not mapped by 4 KiB entries alone.
+        """
+        if address % (1 << 21) or frame % (1 << 21):
+            raise ValueError("a huge page is aligned to its size")
+        if compact.collapse(&self.c, address, frame) != 0:
+            raise ValueError(f"{address:#x} is not mapped by 4 KiB pages alone")
+
+    def huge_bytes(self, PageTable guest):
+        """Bytes that a guest's table and this backing both map by 2 MiB or more."""
+        return compact.aligned_huge(guest.c.root, &self.c)
 
     def stranded_bytes(self, BlockAllocator guest):
         """Backed bytes that are free in the guest."""

@@ -26,6 +26,7 @@ cdef enum:
     RUN_GUEST_NO_MEMORY = 8  # the guest has no free page of the size it must have
     RUN_PROTECTED = 9        # the host forbids access to the page, or to a neighbour of it
     RUN_LIMIT = 10           # the guest's limit: room must be made within it
+    RUN_NO_BLOCK = 13        # a 2 MiB page would fit, and no block is free; said once
 
 cdef enum:
     TABLE_RESERVE = 16       # frames that one fault may need for tables
@@ -44,6 +45,7 @@ cdef struct Host:
     uint64_t floor           # a fault must leave so many 4 KiB pages free
     uint64_t huge_floor      # a 2 MiB fault must leave so many, else it falls back
     uint64_t wake_below      # RUN_PRESSURE below so many; 0: do not tell
+    bint ask_for_block       # RUN_NO_BLOCK before a fault falls back to 4 KiB
 
 cdef struct Backing:
     Table *table
@@ -97,6 +99,7 @@ cdef struct Vcpu:
     uint64_t remapped        # faults that found a held frame
     uint64_t zeroed_bytes
     uint64_t fault_address
+    uint64_t asked           # 1 + the address of the last RUN_NO_BLOCK
 
 
 cdef inline void spend(Vcpu *v, uint64_t ns) noexcept nogil:
@@ -144,6 +147,10 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
             return RUN_NO_MEMORY
         if not within_limit(b, 1):
             return RUN_LIMIT
+        if (h.ask_for_block and h.frames.free_blocks == 0 and fits_2m(b, address, level, end)
+                and v.asked != (address & ~(span_of(1) - 1)) + 1):
+            v.asked = (address & ~(span_of(1) - 1)) + 1
+            return RUN_NO_BLOCK
         order = map_new(b, address, level, end, 0)
         if order < 0:
             return RUN_POOL_EMPTY
@@ -156,6 +163,16 @@ cdef inline int back(Vcpu *v, Space *s, Backing *b, Region *region,
     return OK
 
 
+cdef inline bint fits_2m(const Backing *b, uint64_t address, int level,
+                         uint64_t end) noexcept nogil:
+    """Whether a fault may back 2 MiB around `address`, if there is a block for it."""
+    cdef uint64_t base = address & ~(span_of(1) - 1)
+    return (b.order == 1 and not b.from_pool and level >= 2 and base + span_of(1) <= end
+            and within_limit(b, 512)
+            and (b.marks == NULL or not b.marks[base >> 21] & CUT)
+            and b.host.frames.free_pages >= b.host.huge_floor + 512 + TABLE_RESERVE)
+
+
 cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
                         int which) noexcept nogil:
     """Map a new frame at `address`, where the walk ends at `level`: its order.
@@ -163,7 +180,6 @@ cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
     Its folio joins the list `which` (0: that for new ones). -1 when the hugetlb pool has none.
     """
     cdef Host *h = b.host
-    cdef uint64_t base = address & ~(span_of(1) - 1)
     cdef uint64_t frame = NO_PAGE
     cdef int order = 0, n_made = 0
     cdef Node *made[5]
@@ -175,10 +191,8 @@ cdef inline int map_new(Backing *b, uint64_t address, int level, uint64_t end,
         h.n_pool -= 1
         frame = h.pool[h.n_pool]
     elif b.order == 1:
-        if (level >= 2 and base + span_of(1) <= end and within_limit(b, 512)
-                and (b.marks == NULL or not b.marks[base >> 21] & CUT)):
-            if h.frames.free_pages >= h.huge_floor + 512 + TABLE_RESERVE:
-                frame = alloc_2m(&h.frames)
+        if fits_2m(b, address, level, end):
+            frame = alloc_2m(&h.frames)
         if frame != NO_PAGE:
             order = 1
         else:
