@@ -32,7 +32,7 @@ from simvm.scenario import json_schema
 from simvm.units import format_bytes, format_ns, human_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = ("passthrough", "overcommit", "trace", "swap_tiers", "ksm")
+SCENARIOS = ("passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation")
 IMAGES = {
     "passthrough-tradeoff": ("passthrough", "tradeoff"),
     "passthrough-footprint": ("passthrough", "footprint"),
@@ -327,6 +327,7 @@ def key_tables() -> str:
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
         ("host.reclaim.proactive", "Proactive"),
         *_choices("host.swap", "device", "Swap"), ("host.ksm", "Ksm"), ("host.hugetlb", "Hugetlb"),
+        ("host.khugepaged", "Khugepaged"), ("host.fragmentation", "Fragmentation"),
         ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
         ("guest.NAME.memcg", "Memcg"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
@@ -399,6 +400,9 @@ MEANINGS = {
     "Host.ksm": "See below; without it nothing is merged.",
     "Ksm.sleep": "Between two looks at so many pages.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
+    "Host.khugepaged": "See below; without it no pages are joined.",
+    "Host.fragmentation": "See below; without it, all free memory is in whole blocks.",
+    "Khugepaged.scan_sleep": "Between two passes.",
     "GuestClass.content": "See below.",
     "GuestClass.memcg": "See below.",
     "Hugetlb.page_size": "That of `host.page_size`.",

@@ -94,6 +94,8 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
     _gauge("swapped_bytes", "Guest memory that lies on a swap device."),
     _gauge("merged_bytes", "Guest memory mapped to merged frames; not in backed."),
+    _gauge("aligned_huge_bytes", "Mapped by 2 MiB or more in the guest and below that in the host "
+           "(in a container: in the host)."),
     _gauge("stranded_bytes", "Backed by the host but free in the guest."),
     _gauge("withheld_bytes", "Guest memory that a channel keeps from it, as a balloon does."),
     _gauge("damon_hot_bytes", "Memory in regions that DAMON found accessed in its last "
@@ -101,6 +103,9 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
     _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
     _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),
+    _gauge("free_huge_bytes", "Free memory in whole blocks of 2 MiB, without the hugetlb pool.",
+           _HOST_ONLY),
+    _gauge("scattered_bytes", "Pages of the host's own that fragment its memory.", _HOST_ONLY),
     _gauge("partial_bytes", "Unmapped parts of folios still held whole.", _HOST_ONLY),
     _gauge("writeback_bytes", "Pages isolated by reclaim or on their way to swap.", _HOST_ONLY),
     _gauge("memmap_bytes", "The host's own struct pages.", _HOST_ONLY),
@@ -144,6 +149,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
            "DAMON knows."),
     _count("damon_hits", "accesses", "The part of them in regions that DAMON takes for hot."),
     _count("host_splits", "folios", "Huge mappings of the host broken into smaller ones."),
+    _count("collapses", "folios", "Huge mappings of the host that its khugepaged made."),
     _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
     _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
     _count("pages_moved", "pages", "4 KiB of guest memory that the guest's kernel moved to unplug "
@@ -176,6 +182,12 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("guest_psi_some_ns", "Time, weighed by guest_psi_some: what the guest's kernel sees.",
           _GUEST_ONLY),
     _time("guest_psi_full_ns", "Time, weighed by guest_psi_full.", _GUEST_ONLY),
+    _time("direct_compaction_ns", "The part of fault_service_ns spent on compaction."),
+    _time("kcompactd_ns", "Host CPU time of background compaction.", _HOST_ONLY),
+    _time("khugepaged_ns", "Host CPU time of khugepaged, compaction for it included.", _HOST_ONLY),
+    _count("pages_migrated", "pages", "4 KiB pages that compaction moved.", _HOST_ONLY),
+    _count("compaction_failures", "attempts", "Compaction went over all of memory and freed no "
+           "block of 2 MiB.", _HOST_ONLY),
     _time("kswapd_ns", "Host CPU time of background reclaim.", _HOST_ONLY),
     _time("ksmd_ns", "Host CPU time of same-page merging.", _HOST_ONLY),
     _count("ksm_pages_scanned", "pages", "4 KiB pages that ksmd looked at.", _HOST_ONLY),

@@ -66,6 +66,14 @@ class Costs:
     swap_fault_ns: int
     """CPU time of a major fault, beside the device."""
     thp_split_ns: int
+    thp_collapse_ns: int
+    """Joining 4 KiB pages into a huge one, without copy, zeroing and shootdown."""
+    khugepaged_scan_ns: int
+    """Looking at the page-table entries of one range."""
+    compact_scan_ns: int
+    """Looking at one block."""
+    copy_bandwidth_bytes_per_s: int
+    """At which one core copies pages."""
     hint_call_ns: int
     """One call over the channel, guest and VMM, beside what it makes the host do."""
     balloon_inflate_4k_ns: int

@@ -26,7 +26,7 @@ from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.ledger import claim_pages
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.pressure import Pressure
-from simvm.model.queues import Channels
+from simvm.model.queues import Channels, Process
 from simvm.model.refaults import RefaultDistances
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import NoChannelSettings
@@ -144,6 +144,8 @@ class Guest:
         self.swap_ins = 0
         self.refaults = 0
         self.refault_distances = RefaultDistances()
+        self.collapses = 0
+        self.direct_compaction_ns = 0
         self.requests = 0
         self.measured_elapsed_ns = 0
         self.measured_ideal_ns = 0
@@ -424,6 +426,26 @@ class Guest:
         new, self._trapped_ns = total - self._trapped_ns, total
         return new
 
+    def read_back(self, address: int, slot: int, ns: int) -> Process:
+        """Read a page from the swap device, which takes `ns`; others that want it wait."""
+        host = self.host
+        frame = host.memory.frames.allocate_4k()
+        done = self.reads[slot] = host.env.event()
+        host.swap.reading_bytes += PAGE
+        arrived = False
+        try:
+            yield host.env.timeout(ns)
+            # The guest may have given it back meanwhile.
+            arrived = self.alive and self.backing.slot_of(address) == slot
+        finally:
+            host.swap.reading_bytes -= PAGE
+            del self.reads[slot]
+            done.succeed()
+            if not arrived:
+                host.memory.frames.free_4k(frame)
+        if arrived:
+            self.swapped_in(address, slot, frame)
+
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
         which, refault = self.host.reclaimer.refault_list(self, slot)
@@ -533,6 +555,20 @@ class Guest:
         if not self.alive:
             return []
         return [space.table for space in self.processes.values() if space.table is not None]
+
+    def mapped_ranges(self) -> list[tuple[int, int]]:
+        """From where to where its backing may map memory."""
+        if self.is_vm:
+            return [(0, self.config.memory)]
+        cores = (region.core for region in self.regions.values())
+        return sorted((core.base, core.base + core.size) for core in cores)
+
+    @property
+    def aligned_huge_bytes(self) -> int:
+        """Mapped by 2 MiB or more on both sides; in a container, on the one side there is."""
+        if not self.is_vm:
+            return sum(self.backed_by_order[1:])
+        return sum(self.backing.huge_bytes(table) for table in self._guest_tables())
 
     @property
     def stranded_bytes(self) -> int:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.compaction import Compactor
+from simvm.model.fragmentation import scatter
+from simvm.model.khugepaged import HugePageDaemon
 from simvm.model.ksm import Ksmd
 from simvm.model.mmus import CoreMmu
 from simvm.model.pressure import Pressure
@@ -66,6 +69,10 @@ class Host:
             self.pool_bytes = host.hugetlb.size
             order = 1 if host.hugetlb.page_size == BLOCK else 2
             self.memory.fill_pool(order, host.hugetlb.size)
+        self.scattered_bytes = 0    # the host's own pages, among what is free
+        if host.fragmentation is not None:
+            seed = scenario.scenario.seed
+            self.scattered_bytes = scatter(self.memory, host.fragmentation, seed)
         self.min_bytes = host.reclaim.min_free or min_free_bytes(host.memory)
         step = max(
             self.min_bytes // 4, host.memory * host.reclaim.watermark_scale_factor // 10_000
@@ -89,6 +96,10 @@ class Host:
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
         self.ksm = Ksmd(self, host.ksm) if host.ksm is not None else None
+        self.compactor = Compactor(self)
+        self.khugepaged = None
+        if host.khugepaged is not None:
+            self.khugepaged = HugePageDaemon(self, host.khugepaged)
 
     def _swap_worker(self, ns: int) -> Process:
         """CPU time of a thread of the swap device's, on a core of the host."""

@@ -37,6 +37,7 @@ def entries(host: Host) -> dict[str, int]:
         "compressed pool": host.swap.pool.held_bytes if host.swap.pool else 0,
         "merged pages": host.memory.merged_bytes,
         "merge metadata": len(host.ksm.metadata_pages) * PAGE if host.ksm else 0,
+        "the host's scattered pages": host.scattered_bytes,
         "memmap": host.memmap_bytes,
         "reserved": host.reserved_bytes,
     }

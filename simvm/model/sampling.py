@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
+from simvm.hardware.geometry import BLOCK
 from simvm.model.pressure import Gauge
 from simvm.model.tasks import add_up
 
@@ -40,6 +41,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "shadow_tables_bytes": guest.shadow_table_bytes,
         "host_tables_bytes": guest.host_table_bytes,
         "guest_tables_bytes": guest.guest_table_bytes,
+        "aligned_huge_bytes": guest.aligned_huge_bytes,
         "stranded_bytes": guest.stranded_bytes,
         "withheld_bytes": guest.channel.withheld_bytes if guest.alive else 0,
         "vmm_overhead_bytes": len(guest.vmm_pages) << 12,
@@ -58,6 +60,8 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "merges": guest.merges,
         "unmerges": guest.unmerges,
         "host_splits": guest.host_splits,
+        "collapses": guest.collapses,
+        "direct_compaction_ns": guest.direct_compaction_ns,
         "shootdowns": guest.shootdowns,
         "hint_calls": guest.hint_calls,
         "pages_moved": guest.pages_moved,
@@ -83,6 +87,8 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
     return guests | {
         "free_bytes": host.free_bytes,
         "hugetlb_free_bytes": host.memory.free_pool_bytes,
+        "free_huge_bytes": host.memory.frames.free_blocks * BLOCK,
+        "scattered_bytes": host.scattered_bytes,
         "partial_bytes": host.memory.partial_bytes,
         "writeback_bytes": host.swap.writeback_bytes,
         "memmap_bytes": host.memmap_bytes,
@@ -97,6 +103,10 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
         "ksm_pages_scanned": host.ksm.pages_scanned if host.ksm else 0,
         "ksm_full_scans": host.ksm.full_scans if host.ksm else 0,
         "ksmd_ns": host.ksm.ksmd_ns if host.ksm else 0,
+        "kcompactd_ns": host.compactor.kcompactd_ns,
+        "khugepaged_ns": host.khugepaged.cpu_ns if host.khugepaged else 0,
+        "pages_migrated": host.compactor.pages_migrated,
+        "compaction_failures": host.compactor.failures,
         "kswapd_ns": reclaimer.kswapd_ns,
         "proactive_ns": reclaimer.proactive.spent_ns if reclaimer.proactive else 0,
         "damon_ns": reclaimer.damon.spent_ns if reclaimer.damon else 0,

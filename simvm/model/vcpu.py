@@ -316,7 +316,9 @@ class VirtualCpu:
 
     def _resolve(self, reason: int) -> Process:
         """Do what the core could not, so that it can go on."""
-        if reason in (_core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT):
+        if reason in (
+            _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK
+        ):  # fmt: skip
             self.exit_to_host()
         if reason == _core.RUN_SWAPPED:
             yield from self._swap_in(self.core.fault_address)
@@ -324,6 +326,8 @@ class VirtualCpu:
             yield from self._reclaim()
         elif reason == _core.RUN_LIMIT:
             yield from self._make_room()
+        elif reason == _core.RUN_NO_BLOCK:
+            yield from self.guest.host.compactor.no_block(self)
         elif reason == _core.RUN_POOL_EMPTY:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
@@ -395,28 +399,13 @@ class VirtualCpu:
         return self.stalls.waiting() if asleep else nullcontext()
 
     def _read(self, address: int, slot: int) -> Process:
-        """Read a page; others that want it wait. The vCPU sleeps if the device takes time."""
-        guest, host = self.guest, self.guest.host
-        frame = host.memory.frames.allocate_4k()
-        done = guest.reads[slot] = self._env.event()
-        host.swap.reading_bytes += PAGE
+        """Read a page. The vCPU sleeps if the device takes time."""
+        guest = self.guest
         started = self._env.now
-        takes = host.swap.read(slot)
-        try:
-            with self._reading(slot, asleep=takes.sleep_ns > 0):
-                if takes.sleep_ns:
-                    self.leave_core()
-                yield self._env.timeout(takes.sleep_ns + takes.cpu_ns)
-        except simpy.Interrupt:
-            host.memory.frames.free_4k(frame)
-            raise
-        finally:
-            host.swap.reading_bytes -= PAGE
-            del guest.reads[slot]
-            done.succeed()
-        if guest.backing.slot_of(address) == slot:
-            guest.swapped_in(address, slot, frame)
-        else:  # given back by the guest while it was read
-            host.memory.frames.free_4k(frame)
+        takes = guest.host.swap.read(slot)
+        with self._reading(slot, asleep=takes.sleep_ns > 0):
+            if takes.sleep_ns:
+                self.leave_core()
+            yield from guest.read_back(address, slot, takes.sleep_ns + takes.cpu_ns)
         self.charge("swap_in_ns", self._env.now - started)
         yield from self.enter_core()

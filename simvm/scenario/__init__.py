@@ -1,5 +1,6 @@
 """Scenarios: frozen, validated models, read from TOML with every mistake at once."""
 
+from simvm.scenario.backing import Fragmentation, Khugepaged
 from simvm.scenario.channels import ChannelSettings, NoChannelSettings, PassthroughChannelSettings
 from simvm.scenario.dump import digest, to_toml
 from simvm.scenario.expect import failures
@@ -51,10 +52,12 @@ __all__ = [
     "CxlSwap",
     "DamonReclaim",
     "DriftingPattern",
+    "Fragmentation",
     "GuestClass",
     "Host",
     "HotColdPattern",
     "Hugetlb",
+    "Khugepaged",
     "Ksm",
     "LruReclaim",
     "Memcg",

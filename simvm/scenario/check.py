@@ -14,7 +14,7 @@ from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import Cpu, load_cpu
-from simvm.scenario import check_channels, check_reclaim, check_swap
+from simvm.scenario import check_backing, check_channels, check_reclaim, check_swap
 from simvm.scenario.check_swap import swap_bytes
 from simvm.scenario.finding import Finding
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
@@ -41,6 +41,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     yield from _host(scenario)
     yield from check_reclaim.findings(scenario)
     yield from check_swap.findings(scenario)
+    yield from check_backing.findings(scenario)
     for name, guest in scenario.guests.items():
         where = f"guest.{name}"
         yield from _guest(scenario, where, guest)

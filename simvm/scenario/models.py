@@ -27,6 +27,7 @@ from pydantic_core import InitErrorDetails
 from simvm import units
 from simvm.hardware import format_cost, parse_cost
 from simvm.scenario import fields as f
+from simvm.scenario.backing import Defrag, Fragmentation, Khugepaged
 from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
@@ -331,6 +332,10 @@ class Host(Model):
     swap: Swap = NoSwap()
     ksm: Ksm | None = None
     hugetlb: Hugetlb | None = None
+    defrag: Defrag = "never"
+    """What a fault of 2 MiB does when no block is free: back 4 KiB, compact, or wake kcompactd."""
+    khugepaged: Khugepaged | None = None
+    fragmentation: Fragmentation | None = None
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""
     costs: Costs = Field(default_factory=dict)
