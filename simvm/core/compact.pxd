@@ -114,7 +114,7 @@ cdef inline bint in_use_by_one(const Host *h, uint32_t page) noexcept nogil:
 cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept nogil:
     """Map the 2 MiB at `address` by one leaf to `frame`, instead of 4 KiB pages, which go.
 
-    -1 when it is not mapped by 4 KiB entries, or some are swapped out or held.
+    -1 when it is not mapped by 4 KiB entries, or some are swapped out, held or shared.
     """
     cdef Table *t = b.table
     cdef Host *h = b.host
@@ -126,7 +126,9 @@ cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept 
     if node == NULL:
         return -1
     for i in range(512):
-        if node.entry[i] != 0 and not node.entry[i] & LEAF:
+        entry = node.entry[i]
+        if entry != 0 and not (entry & LEAF
+                               and in_use_by_one(h, folio_id(&h.folios, entry & TARGET, 0))):
             return -1
     for i in range(512):
         entry = node.entry[i]
