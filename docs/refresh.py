@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -337,6 +338,15 @@ def key_tables() -> str:
     return "\n".join(_keys(title, definitions[name]) for title, name in tables)
 
 
+def shipped_table() -> str:
+    """The scenarios that come with the program, and what each asks."""
+    rows = [
+        (f"`{file.name}`", tomllib.loads(file.read_text("utf-8"))["scenario"]["question"])
+        for file in sorted((ROOT / "scenarios").glob("*.toml"))
+    ]
+    return _table(("scenario", "question"), rows)
+
+
 def _choices(table: str, key: str, suffix: str) -> Iterator[tuple[str, str]]:
     """Of a table whose keys depend on a word: a title for each word, and its model."""
     for name, definition in json_schema()["$defs"].items():
@@ -512,6 +522,7 @@ def reference_blocks() -> dict[tuple[str, str], str]:
     return {
         ("docs/scenario.md", "keys"): key_tables(),
         ("docs/scenario.md", "formats"): format_table(),
+        ("docs/scenario.md", "shipped"): shipped_table(),
         ("docs/results.md", "columns"): column_tables(),
         ("docs/results.md", "headline"): headline_table(),
         ("docs/validation.md", "checks"): check_table(),

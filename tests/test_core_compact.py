@@ -25,6 +25,8 @@ def everything_is_accounted_for(guest: Guest, own: int = 0) -> None:
     assert guest.backing.claim(claimed)
     mapped = int(np.bitwise_count(claimed).sum()) * PAGE
     assert guest.free - guest.host.free_bytes == mapped + guest.host.partial_bytes + own * PAGE
+    assert guest.host.claim(claimed)
+    assert int(np.bitwise_count(claimed).sum()) * PAGE == mapped + own * PAGE
 
 
 # --- pages of the host's own ------------------------------------------------------------

@@ -123,6 +123,9 @@ def test_kcompactd_works_aside_and_too_late_for_who_woke_it() -> None:
     assert aside["kcompactd_ns"] >= aside["pages_migrated"] * 3_000 > 0
     assert 0 < aside["slat_faults_2m"] < direct["slat_faults_2m"]
     assert aside["slat_faults_4k"] > 0
+    # Pressure: the one task there is stalls, or kcompactd beside the vCPU, which goes on.
+    assert direct["psi_some_ns"] == direct["direct_compaction_ns"]
+    assert aside["psi_some_ns"] == pytest.approx(aside["kcompactd_ns"] / 2, rel=0.01)
 
 
 def test_pages_of_guests_that_move_cost_them_a_shootdown_for_each_32() -> None:

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport (BLOCK_BROKEN_MOVABLE, BLOCK_BROKEN_UNMOVABLE, NO_PAGE, Blocks,
                                 alloc_in, free_4k)
 from simvm.core.folios cimport folio_id, folio_push, folio_replace
-from simvm.core.hostmem cimport PARTIAL_LIST, release_frame
+from simvm.core.hostmem cimport PARTIAL_LIST, claim_pages, release_frame
 from simvm.core.shadow cimport shadow_drop_leaf
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, PRESENT, SWAPPED, TARGET, Node, Table,
                                child_of, deposit, find_entry, find_frame, has_frame, is_child,
@@ -18,8 +18,11 @@ from simvm.core.vcpu cimport Backing, Host
 cdef extern from *:
     """
     #define SIMVM_HOSTS_OWN (~(uint64_t)0)
+    #define SIMVM_HOSTS_FIXED (~(uint64_t)0 - 1)
     """
-    const uint64_t HOSTS_OWN "SIMVM_HOSTS_OWN"   # who owns a movable page of the host itself
+    # who owns a page that the host itself has: one that can be moved, one that cannot
+    const uint64_t HOSTS_OWN "SIMVM_HOSTS_OWN"
+    const uint64_t HOSTS_FIXED "SIMVM_HOSTS_FIXED"
 
 cdef struct Range:        # the 4 KiB entries under 2 MiB
     int present
@@ -75,6 +78,17 @@ cdef inline int migrate(Host *h, Backing *b, uint32_t page, uint64_t to) noexcep
     folio_replace(&h.folios, page, folio_id(&h.folios, to, 0))
     free_4k(&h.frames, old)
     return 0
+
+
+cdef inline bint claim_hosts(const Host *h, uint64_t *claimed) noexcept nogil:
+    """Set the bits of the host's own pages; False when one was set, or is free."""
+    cdef uint64_t page
+    cdef bint alone = True
+    for page in range(h.folios.n_pages):
+        if h.folios.owner[page] >= HOSTS_FIXED:
+            alone = (claim_pages(claimed, page << 12, 1) and alone
+                     and (h.frames.used[page >> 6] >> (page & 63)) & 1)
+    return alone
 
 
 cdef inline Node *small_pages(Backing *b, uint64_t address) noexcept nogil:

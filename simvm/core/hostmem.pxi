@@ -74,9 +74,12 @@ cdef class HostMemory:
             if blocks.take_page(&self.c.frames, addresses[i],
                                 blocks.MOVABLE if movable else blocks.UNMOVABLE) != 0:
                 raise MemoryError(f"page {addresses[i]:#x} is not free")
-            if movable:
-                page = folios.folio_id(&self.c.folios, addresses[i], 0)
-                self.c.folios.owner[page] = compact.HOSTS_OWN
+            page = folios.folio_id(&self.c.folios, addresses[i], 0)
+            self.c.folios.owner[page] = compact.HOSTS_OWN if movable else compact.HOSTS_FIXED
+
+    def claim(self, uint64_t[::1] claimed):
+        """As `Backing.claim`, for the pages that the host took for itself by `scatter`."""
+        return bool(compact.claim_hosts(&self.c, &claimed[0]))
 
     def next_to_empty(self, uint32_t at, uint32_t end):
         """The first block in [at, end) whose pages in use can all be moved; `end` if none."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 
 if TYPE_CHECKING:
@@ -109,12 +110,14 @@ class Compactor:
         return cost
 
     def _kcompactd(self) -> Process:
-        host = self._host
+        host, stalls = self._host, Stalls(self._host.pressure)
         while True:
             yield self._wake
-            core = yield from host.cores.acquire()
-            _, cost = self.attempt()
-            yield host.env.timeout(cost)
-            self.kcompactd_ns += cost
-            host.cores.release(core)
+            with stalls.stalled():
+                core = yield from host.cores.acquire()
+                _, cost = self.attempt()
+                yield host.env.timeout(cost)
+                self.kcompactd_ns += cost
+                host.cores.release(core)
+            stalls.rest()
             self._wake = host.env.event()

@@ -77,6 +77,8 @@ def audit(host: Host) -> None:
     pool = host.swap.pool.pages if host.swap.pool else []
     items = host.ksm.metadata_pages if host.ksm else []
     alone = claim_pages(claimed, pool + items) and alone
+    if host.scattered_bytes:
+        alone = host.memory.claim(claimed) and alone
     if not (host.memory.claim_merged(claimed) and alone):
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
     if not all(guest.backing.shadow_agrees() for guest in host.guests.values()):
