@@ -37,6 +37,7 @@ cdef class Mmu:
 cdef class HostMemory:
     cdef vcpu.Host c
     cdef readonly BlockAllocator frames
+    cdef readonly BlockAllocator tier
     cdef readonly dict backings
     cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL
     cdef int _lists_of(self, int group) except -1

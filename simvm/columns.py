@@ -93,6 +93,7 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("guest_tables_bytes", "Page tables inside the guest; they are in backed as well."),
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
     _gauge("swapped_bytes", "Guest memory that lies on a swap device."),
+    _gauge("tier_bytes", "Guest memory used where it lies on CXL; not in backed."),
     _gauge("merged_bytes", "Guest memory mapped to merged frames; not in backed."),
     _gauge("aligned_huge_bytes", "Mapped by 2 MiB or more in the guest and below that in the host "
            "(in a container: in the host)."),
@@ -168,6 +169,7 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("fault_service_ns", "SLAT faults: exit, allocation (direct reclaim included), zeroing, "
           "mapping."),
     _time("swap_in_ns", "Waiting for pages to come back from swap."),
+    _time("tier_ns", "Extra latency of accesses to memory that is used where it lies on CXL."),
     _time("shootdown_ns", "Interrupted by TLB shootdowns."),
     _time("hint_ns", "Calls over the channel to the host."),
     _time("core_wait_ns", "Ready to run, waiting for a host core."),
@@ -233,6 +235,7 @@ ELAPSED_PARTS: Final[tuple[str, ...]] = (
     "fault_wait_ns",
     "fault_service_ns",
     "swap_in_ns",
+    "tier_ns",
     "shootdown_ns",
     "hint_ns",
     "core_wait_ns",

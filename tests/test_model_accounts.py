@@ -66,6 +66,9 @@ BUSY: dict[str, Scenario] = {
     "container": small.scenario({"box": small.container(
         small.phase(threads=2, free=32 * MIB), small.phase(allocate=None), vcpus=2
     )}),
+    "memory on CXL": small.pressed(
+        host={"swap": {"device": "cxl", "size": 512 * MIB, "access": "in_place"}}
+    ),
     "hugetlb": small.scenario(
         {"vm": small.guest()},
         host={"backing": "hugetlb", "hugetlb": {"page_size": BLOCK, "size": 1024 * MIB}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import scenarios_small as small
 from pydantic import TypeAdapter
@@ -14,10 +15,13 @@ from simvm.hardware import load_costs
 from simvm.model import ledger
 from simvm.model.clock import Clock
 from simvm.model.content import PageContent
+from simvm.model.engine import Simulation
 from simvm.model.queues import Process
 from simvm.model.swap import Run, make_device
+from simvm.model.swap.cxl import InPlace
 from simvm.model.swap.latency import Latency, quantile_table
 from simvm.scenario import Content, Swap
+from simvm.workload.patterns import random_bits
 
 NVME = {"device": "nvme", "latency": 100 * US, "latency_p99": 100 * US, "parallelism": 2,
         "bandwidth": 1_024_000_000}  # fmt: skip
@@ -364,6 +368,60 @@ def test_cxl_costs_a_migration_either_way_and_no_waiting() -> None:
     assert device.swap.read(0) == (each, 0)
     assert device.swap.used_bytes == 10 * PAGE
     assert device.swap.pool is None
+
+
+def in_place(**settings: object) -> Simulation:
+    """Two guests of 96 MiB on a host of 128 MiB whose cold pages stay on CXL; ended, and sound."""
+    swap = {"device": "cxl", "size": 512 * MIB, "access": "in_place", **settings}
+    made = small.simulate(small.pressed(host={"swap": swap}))
+    ledger.audit(made.host)
+    return made
+
+
+def test_pages_that_are_used_in_place_stay_on_the_tier() -> None:
+    """A touch maps them: no migration, no RAM; when the guests end the tier is empty."""
+    made = in_place()
+    host = small.summary_of(made)["host"]
+    final, totals = host["final"], host["totals"]
+    assert final["tier_bytes"] == totals["swap_ins"] * PAGE > 0
+    assert final["swap_used_bytes"] == final["tier_bytes"] + final["swapped_bytes"]
+    assert final["swap_used_bytes"] == totals["swap_outs"] * PAGE
+    assert totals["swap_in_ns"] == totals["swap_ins"] * load_costs().slat_fault_4k_ns
+    for guest in made.guests:
+        guest.kill(None)
+        ledger.balance(made.host)
+    assert made.host.swap.used_bytes == 0
+    assert made.host.memory.tier.recount() == made.host.memory.tier.size == 512 * MIB
+
+
+def test_accesses_in_place_take_longer_by_their_share() -> None:
+    """Uniform accesses: as many of a million go to the tier as pages of the region lie there."""
+    made = in_place()
+    guest = made.guests[0]
+    ((process, _), region), = guest.regions.items()
+    table = guest.processes[process].table
+    pages = np.arange(0, region.used_bytes, PAGE, dtype=np.uint64) << 1
+    lies = guest.backing.count_tiered(region.core.base, pages, table)
+    assert lies * PAGE == pytest.approx(guest.tier_bytes, rel=0.1)      # but for tables and such
+    stream = _core.Stream.uniform(random_bits(1, "probe"), region.used_bytes)
+    estimate = InPlace(stream, 1_000)
+    slices = [
+        estimate.ns(done, region.core.base, guest.backing, table)
+        for done in range(2_000, 1_000_001, 2_000)
+    ]
+    share = lies / len(pages)
+    assert sum(slices) == pytest.approx(1_000_000 * share * 1_000, rel=0.15)
+
+
+def test_the_latency_of_the_tier_is_what_its_settings_say() -> None:
+    """Ten times the latency, or a tenth of the misses: in proportion, as the pages are nearly the
+    same."""
+    base, slow, few = (
+        small.summary_of(in_place(**settings))["host"]["totals"]["tier_ns"]
+        for settings in ({}, {"extra_latency": 1_690}, {"miss_share": 0.1})
+    )
+    assert slow / base == pytest.approx(10, rel=0.2)
+    assert few / base == pytest.approx(0.1, rel=0.2)
 
 
 # --- in a host --------------------------------------------------------------------------

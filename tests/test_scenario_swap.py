@@ -13,7 +13,7 @@ def tiers() -> dict[str, dict[str, Any]]:
     runs = scenario_runs()
     return {
         name: runs.summary("swap_tiers", name)["host"]
-        for name in ("base", "zram", "zswap", "cxl", "none")
+        for name in ("base", "zram", "zswap", "cxl", "cxl_in_place", "none")
     }
 
 
@@ -21,7 +21,8 @@ def test_the_tiers_rank_by_the_time_that_a_page_takes_to_come_back(
     tiers: dict[str, dict[str, Any]],
 ) -> None:
     slowdowns = {name: host["slowdown"] for name, host in tiers.items()}
-    assert slowdowns["cxl"] < slowdowns["zram"] < slowdowns["zswap"] < slowdowns["base"]
+    ranked = ("cxl_in_place", "cxl", "zram", "zswap", "base")
+    assert sorted(ranked, key=lambda name: slowdowns[name]) == list(ranked)
     each = {
         name: host["totals"]["swap_in_ns"] / host["totals"]["swap_ins"]
         for name, host in tiers.items() if host["totals"]["swap_ins"]
@@ -38,6 +39,16 @@ def test_what_stays_in_ram_makes_more_pages_go(tiers: dict[str, dict[str, Any]])
     assert zram["compressed_pool_bytes"] == pytest.approx(zram["swapped_bytes"] / 3.16, rel=0.05)
     limit = tiers["zswap"]["memory_bytes"] // 10
     assert tiers["zswap"]["peaks"]["compressed_pool_bytes"] <= limit + 4096
+
+
+def test_what_is_used_in_place_moves_less_and_is_slower_to_access(
+    tiers: dict[str, dict[str, Any]],
+) -> None:
+    """No page comes back, so fewer have to go; what stays there costs at every access."""
+    here, back = tiers["cxl_in_place"], tiers["cxl"]
+    assert here["final"]["tier_bytes"] > 0
+    assert here["totals"]["tier_ns"] > back["totals"]["tier_ns"] == 0
+    assert here["totals"]["swap_outs"] < 0.8 * back["totals"]["swap_outs"]
 
 
 def test_with_nowhere_to_go_a_guest_is_killed(tiers: dict[str, dict[str, Any]]) -> None:

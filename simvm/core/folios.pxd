@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free, realloc
 from simvm.core.blocks cimport NIL
 
 cdef enum:
-    N_LISTS = 17       # of a group; list 0 means: on no list
+    N_LISTS = 18       # of a group; list 0 means: on no list
     COMMON_LISTS = 13  # from here on a list is of all groups together
 
 cdef struct Folios:

@@ -20,6 +20,7 @@ cdef enum:               # lists that no policy has
     UNEVICTABLE_LIST = 14  # locked
     PARTIAL_LIST = 15     # blocks of which some pages are no longer mapped
     MERGED_LIST = 16      # frames that several leaves may map; `owner` counts these
+    TIER_LIST = 17        # pages of slower memory that are mapped where they lie
 
 cdef struct Zapped:
     uint64_t leaves[3]    # removed, by order
@@ -46,6 +47,11 @@ cdef inline void release_frame(Host *h, uint64_t address) noexcept nogil:
         free_2m(&h.frames, h.frames.base + (<uint64_t>block << 21))
 
 
+cdef inline bint in_tier(const Host *h, uint64_t address) noexcept nogil:
+    """Whether a frame is one of slower memory."""
+    return h.tier.n > 0 and address >= h.tier.base
+
+
 cdef inline bint is_merged(const Host *h, uint64_t address) noexcept nogil:
     """Whether a 4 KiB frame is a merged one."""
     return h.folios.where[folio_id(&h.folios, address, 0)] == MERGED_LIST
@@ -65,6 +71,10 @@ cdef inline void release_leaf(Backing *b, uint64_t target, int order) noexcept n
     if b.from_pool:
         h.pool[h.n_pool] = target
         h.n_pool += 1
+    elif order == 0 and in_tier(h, target):
+        b.tiered -= 1
+        folio_remove(&h.folios, folio_id(&h.folios, target, 0))
+        free_4k(&h.tier, target)
     elif order == 0 and is_merged(h, target):
         b.merged -= 1
         drop_sharer(h, target)
@@ -222,6 +232,9 @@ cdef inline int64_t swap_in(Backing *b, uint64_t address, uint64_t frame, int wh
     b.table.swapped -= 1
     page = folio_id(&h.folios, frame, 0)
     h.folios.owner[page] = (b.owner << 40) | (address >> 12)
+    if in_tier(h, frame):
+        b.tiered += 1
+        which = TIER_LIST
     folio_push(&h.folios, which, page)
     return slot
 
@@ -289,7 +302,7 @@ cdef inline bint claim_pages(uint64_t *claimed, uint64_t address, uint64_t n) no
 cdef inline bint claim_below(const Node *node, uint64_t *claimed, const Host *h) noexcept nogil:
     """Set the bits of a table page, its mirror, and all it leads to: data too if `h` is given.
 
-    Merged frames have several owners and are left out.
+    Merged frames have several owners, and slower memory is no RAM: both are left out.
     """
     cdef bint alone = claim_pages(claimed, node.address, 1)
     cdef int i
@@ -299,7 +312,8 @@ cdef inline bint claim_below(const Node *node, uint64_t *claimed, const Host *h)
         if is_child(node.entry[i]):
             alone = claim_below(child_of(node.entry[i]), claimed, h) and alone
         elif (h != NULL and has_frame(node.entry[i])
-                and not (node.level == 1 and is_merged(h, node.entry[i] & TARGET))):
+                and not (node.level == 1 and (in_tier(h, node.entry[i] & TARGET)
+                                              or is_merged(h, node.entry[i] & TARGET)))):
             alone = claim_pages(claimed, node.entry[i] & TARGET,
                                 span_of(node.level - 1) >> 12) and alone
     return alone

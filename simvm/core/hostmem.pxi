@@ -5,28 +5,33 @@ cimport simvm.core.compact as compact
 RUN_NO_BLOCK = vcpu.RUN_NO_BLOCK
 
 cdef class HostMemory:
-    """Host RAM: frames, folios and their lists, and a hugetlb pool.
+    """Host RAM: frames, folios and their lists, a hugetlb pool, and a `tier` of slower memory.
 
     Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy, and each group of owners
     has its own. `LAZY_LIST` is what guests have freed, `UNEVICTABLE_LIST` what they have locked;
     these are common to all. Folio ids are opaque; `order_of` and `owner_of` describe them.
     """
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, tier=0):
         memset(&self.c, 0, sizeof(vcpu.Host))
         self.frames = BlockAllocator(0)
-        if size % (1 << 21) or size <= 0 or size >= <uint64_t>1 << 43:
+        base = -(-size // (1 << 30)) << 30
+        if size % (1 << 21) or size <= 0 or base + tier >= 1 << 43:
             raise ValueError("host memory must be a multiple of 2 MiB below 8 TiB")
         if blocks.blocks_init(&self.c.frames, size, 0, 0) != 0:
             raise MemoryError()
-        if folios.folios_init(&self.c.folios, size, 0) != 0:
+        if tier and blocks.blocks_init(&self.c.tier, tier, base, 0) != 0:
             raise MemoryError()
-        self.frames.c = &self.c.frames
-        self.frames.keep = self
+        if folios.folios_init(&self.c.folios, base + tier if tier else size, 0) != 0:
+            raise MemoryError()
+        self.tier = BlockAllocator(0)
+        self.frames.c, self.tier.c = &self.c.frames, &self.c.tier
+        self.frames.keep = self.tier.keep = self
         self.backings = {}
 
     def __dealloc__(self):
         blocks.blocks_free(&self.c.frames)
+        blocks.blocks_free(&self.c.tier)
         folios.folios_free(&self.c.folios)
         free(self.c.pool)
 
@@ -469,6 +474,29 @@ cdef class Backing:
                 size += next_at - at
             at = next_at
         return size
+
+    @property
+    def tiered_pages(self):
+        """4 KiB leaves that map slower memory."""
+        return self.c.tiered
+
+    def count_tiered(self, uint64_t base, const uint64_t[::1] accesses, PageTable guest=None):
+        """How many accesses, as a stream gives them, to a region at `base` go to slower memory."""
+        cdef table.Node *at = NULL
+        cdef int order = 0
+        cdef uint64_t *entry
+        cdef uint64_t address, i, found = 0
+        for i in range(<uint64_t>accesses.shape[0]):
+            address = base + (accesses[i] >> 1)
+            if guest is not None:
+                entry = table.find_leaf(&guest.c, address, &at, &order)
+                if entry == NULL:
+                    continue
+                address = (entry[0] & table.TARGET) + (address & (table.span_of(order) - 1))
+            entry = table.find_leaf(self.c.table, address, &at, &order)
+            if entry != NULL and hostmem.in_tier(self.c.host, entry[0] & table.TARGET):
+                found += 1
+        return found
 
     @property
     def merged_pages(self):

@@ -37,6 +37,7 @@ cdef enum:               # of a block of guest memory
 
 cdef struct Host:
     Blocks frames
+    Blocks tier              # slower memory beside `frames`, above them
     Folios folios
     uint64_t *pool           # free hugetlb pages
     uint64_t n_pool
@@ -58,6 +59,7 @@ cdef struct Backing:
     uint64_t limit           # of 4 KiB pages that may be mapped; 0: none
     uint64_t fallbacks
     uint64_t merged          # 4 KiB leaves that map frames of several owners
+    uint64_t tiered          # 4 KiB leaves that map slower memory
     Shadow *shadow           # NULL: the processor walks `table` itself, or a SLAT does
     uint8_t *marks           # NULL, or of each 2 MiB block of guest memory
     uint64_t passed          # in a FORBIDDEN block: 1 + the page that may be accessed

@@ -101,6 +101,8 @@ class Costs:
     """Same-page merging: looking at one page, its checksum and tree searches included."""
     ksm_merge_ns: int
     """Same-page merging: comparing, write-protecting and replacing a page."""
+    cxl_extra_ns: int
+    """What an access that misses the caches takes longer in CXL memory than in RAM."""
     migrate_4k_ns: int
     """Moving a page to another node: unmapping, copying, mapping."""
     zram_lz4_ns: int

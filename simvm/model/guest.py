@@ -493,11 +493,11 @@ class Guest:
 
     @property
     def backed_by_order(self) -> tuple[int, int, int]:
-        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves, without merged pages."""
+        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves, without merged pages and CXL."""
         if not self.alive:
             return 0, 0, 0
         leaves = self.slat.leaves
-        own = leaves[0] - self.backing.merged_pages
+        own = leaves[0] - self.backing.merged_pages - self.backing.tiered_pages
         return own * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
 
     @property
@@ -508,6 +508,11 @@ class Guest:
     def merged_bytes(self) -> int:
         """Memory mapped to merged frames, which nobody owns."""
         return self.backing.merged_pages * PAGE if self.alive else 0
+
+    @property
+    def tier_bytes(self) -> int:
+        """Memory mapped where it lies on CXL."""
+        return self.backing.tiered_pages * PAGE if self.alive else 0
 
     @property
     def swapped_bytes(self) -> int:

@@ -54,7 +54,7 @@ class Host:
         self.cpu = cpu
         self.costs = costs
         self.settings = host
-        self.memory = _core.HostMemory(host.memory)
+        self.memory = _core.HostMemory(host.memory, host.tier_bytes)
         self.cores = Cores(env, host.cores)
         self.pressure = Pressure(env, host.cores)
         self._mmus: dict[int, CoreMmu] = {}
@@ -83,6 +83,7 @@ class Host:
         self.swap = make_device(
             env, host.swap, costs, frames=self.memory.frames, seed=scenario.scenario.seed,
             label="host/swap", worker=self._swap_worker,
+            tier=self.memory.tier if host.tier_bytes else None,
         )
         self.swap_worker_ns = 0
         self.guests: dict[int, Guest] = {}

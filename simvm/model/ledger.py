@@ -46,6 +46,12 @@ def entries(host: Host) -> dict[str, int]:
 def balance(host: Host) -> None:
     """SimulationFailed when the columns do not add up to host RAM."""
     columns = entries(host)
+    away = sum(guest.swapped_bytes + guest.tier_bytes for guest in host.guests.values())
+    if away != host.swap.used_bytes:
+        raise SimulationFailed(
+            f"at {host.env.now} ns {away} bytes of guests are on a swap device that holds"
+            f" {host.swap.used_bytes}"
+        )
     total = sum(columns.values())
     if total != host.settings.memory:
         listed = ", ".join(f"{name} {size}" for name, size in columns.items())

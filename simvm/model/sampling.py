@@ -57,6 +57,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "swap_outs": guest.swap_outs,
         "refaults": guest.refaults,
         "merged_bytes": guest.merged_bytes,
+        "tier_bytes": guest.tier_bytes,
         "merges": guest.merges,
         "unmerges": guest.unmerges,
         "host_splits": guest.host_splits,

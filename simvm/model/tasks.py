@@ -18,7 +18,9 @@ import simpy
 
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
+from simvm.model.swap.cxl import InPlace
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
+from simvm.scenario import CxlSwap, UniformPattern
 from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from, trace_of
 
 if TYPE_CHECKING:
@@ -140,7 +142,9 @@ class Task:
                 stream, chunks = taken_from(
                     streams[0][0], region.used_bytes, phase.accesses_per_request
                 )
-            works.append(Work(phase, guest.process(phase.process), region, stream, chunks))
+            work = Work(phase, guest.process(phase.process), region, stream, chunks)
+            work.in_place = self._in_place(phase, region, f"{label}/{number}/in place")
+            works.append(work)
             vcpu = self.vcpus[number]
             vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
             if requests is None:
@@ -157,6 +161,24 @@ class Task:
             guest.note_stream(f"{label}/{number}", stream.digest)
         if not guest.alive:
             raise GuestKilled
+
+    def _in_place(self, phase: Phase, region: NamedRegion, label: str) -> InPlace | None:
+        """What estimates the latency of memory beside RAM; None where there is none.
+
+        A pass from end to end touches every page alike, whenever one looks: as uniform draws.
+        """
+        host = self.guest.host
+        swap = host.settings.swap
+        if not isinstance(swap, CxlSwap) or not host.settings.tier_bytes:
+            return None
+        pattern = phase.pattern
+        if pattern is None or pattern.kind in ("sequential", "strided"):
+            pattern = UniformPattern()
+        bits = random_bits(self.guest.scenario.scenario.seed, label)
+        stream, _ = make_stream(pattern, region.used_bytes, 0.0, bits, 0, 1)
+        extra = swap.extra_latency or host.costs.cxl_extra_ns
+        share = 1.0 if swap.miss_share is None else swap.miss_share
+        return InPlace(stream, round(extra * share))
 
     def _closed(self, vcpu: VirtualCpu, work: Work, accesses: int) -> Process:
         """One thread's share of a closed loop."""

@@ -21,6 +21,7 @@ from simvm.model.accounts import Account
 from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.reclaim import MARGIN
+from simvm.model.swap.cxl import InPlace
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest, NamedRegion, Space
@@ -52,6 +53,7 @@ class Work:
         self.translation_ns = 0
         self.think_ns = 0
         self.chunks = chunks   # of a recorded trace
+        self.in_place: InPlace | None = None    # where there is memory beside RAM
 
 
 class VirtualCpu:
@@ -227,6 +229,8 @@ class VirtualCpu:
             yield from self._settle(work)
             if think:
                 yield from self._think(work)
+            if work.in_place is not None:
+                yield from self._pay_for_tier(work, work.in_place)
             if reason == _core.RUN_STREAM_END:
                 work.stream.feed(next(work.chunks))
             elif reason >= _core.RUN_SWAPPED:
@@ -306,6 +310,13 @@ class VirtualCpu:
     def pay_for_traps(self) -> Process:
         """What the guest's kernel wrote to its page tables beside faults has trapped."""
         yield from self.spend(("page_table_trap_ns", self.guest.trap_ns()))
+
+    def _pay_for_tier(self, work: Work, in_place: InPlace) -> Process:
+        """What the accesses since the last call took longer, on memory beside RAM."""
+        ns = in_place.ns(
+            self.core.done, work.region.core.base, self.guest.backing, work.space.table
+        )
+        yield from self.spend(("tier_ns", ns))
 
     def _think(self, work: Work) -> Process:
         """The pauses of the accesses done since the last ones, off the core."""

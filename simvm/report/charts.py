@@ -39,6 +39,7 @@ PART_COLOURS: Final[dict[str, str]] = {
     "fault_wait_ns": YELLOW,
     "fault_service_ns": ORANGE,
     "swap_in_ns": VERMILLION,
+    "tier_ns": "#332288",
     "shootdown_ns": PURPLE,
     "hint_ns": GREEN,
     "core_wait_ns": BLACK,

@@ -22,6 +22,7 @@ PART_LABELS: Final[dict[str, str]] = {
     "fault_wait_ns": "SLAT faults: wait",
     "fault_service_ns": "SLAT faults: service",
     "swap_in_ns": "swap-in",
+    "tier_ns": "memory on CXL",
     "shootdown_ns": "shootdowns",
     "hint_ns": "hint calls",
     "core_wait_ns": "waiting for a core",

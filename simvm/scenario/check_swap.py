@@ -10,13 +10,14 @@ from simvm.scenario.models import Host, Scenario
 from simvm.scenario.swap import (
     MOST_TAIL,
     Content,
+    CxlSwap,
     NoSwap,
     NvmeSwap,
     ZramSwap,
     ZswapSwap,
     ratio_of,
 )
-from simvm.units import TIB, format_ns
+from simvm.units import GIB, MIB, TIB, format_ns
 
 
 def swap_bytes(host: Host) -> int:
@@ -37,6 +38,8 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
             yield Finding("host.swap.size", "less than 64 TiB of swap is modelled", "write less")
     if isinstance(swap, NvmeSwap | ZswapSwap):
         yield from _tail(scenario, swap)
+    if isinstance(swap, CxlSwap):
+        yield from _tier(scenario, swap)
     for name, guest in scenario.guests.items():
         algorithm = swap.algorithm if isinstance(swap, ZramSwap | ZswapSwap) else "lz4"
         yield from _content(f"guest.{name}.content", guest.content, algorithm)
@@ -53,6 +56,35 @@ def _tail(scenario: Scenario, swap: NvmeSwap | ZswapSwap) -> Iterator[Finding]:
         f'write "{format_ns(mean)}" to "{format_ns(MOST_TAIL * mean)}"',
         ("host.swap.latency", "host.costs"),
     )  # fmt: skip
+
+
+def _tier(scenario: Scenario, swap: CxlSwap) -> Iterator[Finding]:
+    if swap.access == "promote":
+        for key in ("extra_latency", "miss_share"):
+            if getattr(swap, key) is not None:
+                yield Finding(
+                    f"host.swap.{key}", "belongs to accesses in place", 'write access = "in_place"',
+                    ("host.swap.access",),
+                )  # fmt: skip
+        return
+    if swap.size % (2 * MIB):
+        yield Finding(
+            "host.swap.size", "memory that is used in place comes in blocks of 2MiB",
+            "write a multiple of 2MiB", ("host.swap.access",),
+        )  # fmt: skip
+    if scenario.host.memory + swap.size >= 8 * TIB - GIB:
+        yield Finding(
+            "host.swap.size", "RAM and memory used in place are less than 8 TiB", "write less",
+            ("host.memory", "host.swap.access"),
+        )  # fmt: skip
+    for name, guest in scenario.guests.items():
+        for phase in guest.workload:
+            if phase.pattern is not None and phase.pattern.kind in ("drifting", "trace"):
+                yield Finding(
+                    f"guest.{name}.workload.{phase.name}.pattern.kind",
+                    "accesses in place are estimated from a pattern that does not move",
+                    'use another pattern, or host.swap.access = "promote"', ("host.swap.access",),
+                )  # fmt: skip
 
 
 def _content(where: str, content: Content, algorithm: str) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.ksm import Ksm
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
-from simvm.scenario.swap import Content, NoSwap, Swap
+from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
 from simvm.units import UnitError
 
 SCHEMA_VERSION: Final = 1
@@ -340,6 +340,12 @@ class Host(Model):
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""
     costs: Costs = Field(default_factory=dict)
     """Cost parameters that differ from the shipped ones, by name."""
+
+    @property
+    def tier_bytes(self) -> int:
+        """Slower memory beside RAM whose pages guests use where they lie."""
+        in_place = isinstance(self.swap, CxlSwap) and self.swap.access == "in_place"
+        return self.swap.size if in_place and isinstance(self.swap, CxlSwap) else 0
 
     @property
     def exact_flushes(self) -> bool:

@@ -81,9 +81,16 @@ class ZswapSwap(_Block):
 
 
 class CxlSwap(_Sized):
-    """Slower memory beside RAM: pages are demoted to it, and promoted when touched."""
+    """Slower memory beside RAM: pages are demoted to it, and come back or stay when touched."""
 
     device: Literal["cxl"] = "cxl"
+    access: Annotated[Literal["promote", "in_place"], one_of("promote", "in_place")] = "promote"
+    """What the first touch of a demoted page does: move it back, or map it where it lies."""
+    extra_latency: f.Duration | None = None
+    """In place: what an access that misses the caches takes longer than in RAM."""
+    miss_share: f.Share | None = None
+    """In place: share of the accesses that miss the caches; by default all of them do, which errs
+    high."""
 
 
 Swap = Annotated[

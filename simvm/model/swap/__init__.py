@@ -25,12 +25,13 @@ __all__ = ["Run", "SwapDevice", "Wait", "make_device"]
 
 def make_device(
     env: Clock, settings: scenario.Swap, costs: Costs, *, frames: _core.BlockAllocator,
-    seed: int, label: str, worker: Worker,
+    seed: int, label: str, worker: Worker, tier: _core.BlockAllocator | None = None,
 ) -> SwapDevice:  # fmt: skip
     """The device that the settings name, empty.
 
     A compressed pool takes its pages from `frames` and lets `worker` spend the CPU time of
-    threads of its own. Draws are of `seed` and `label`.
+    threads of its own. Draws are of `seed` and `label`. `tier` is slower memory whose pages
+    can be mapped, for a device that leaves them where they are.
     """
     if isinstance(settings, scenario.NvmeSwap):
         return Nvme(env, settings, costs, seed, label)
@@ -39,5 +40,5 @@ def make_device(
     if isinstance(settings, scenario.ZswapSwap):
         return Zswap(env, settings, costs, frames, seed, label, worker)
     if isinstance(settings, scenario.CxlSwap):
-        return Cxl(env, settings, costs)
+        return Cxl(env, settings, costs, tier)
     return NoDevice(env)
