@@ -403,7 +403,7 @@ MEANINGS = {
     "Host.cores": "Shared by vCPUs, kswapd and fault threads.",
     "Host.memory": "RAM, in whole blocks of 2 MiB; less than 8 TiB.",
     "Host.backing": "What backs guests; `memfd` differs from `anon` in that it deposits no "
-    "tables.",
+    "tables, and in what hints do.",
     "Host.fault_path": "Who serves a SLAT fault.",
     "Host.reclaim": "See below.",
     "Host.swap": "See below.",
@@ -469,7 +469,8 @@ def _takes(schema: dict[str, Any]) -> str:
             return "a count"
         return " or ".join(_takes(part) for part in options)
     if schema.get("type") == "array":
-        return "tables"
+        words = schema["items"].get("enum")
+        return "a list of " + ", ".join(f"`{word}`" for word in words) if words else "tables"
     if "$ref" in schema or "oneOf" in schema or schema.get("type") == "object":
         return "a table"
     if "const" in schema:
@@ -496,6 +497,8 @@ def _takes(schema: dict[str, Any]) -> str:
 def _default(schema: dict[str, Any]) -> str:
     """A default as a scenario would write it."""
     value = schema.get("default")
+    if isinstance(value, list) and value:
+        return ", ".join(f"`{word}`" for word in value)
     if value is None or value == "" or isinstance(value, dict | list):
         return ""
     takes = _takes(schema)

@@ -64,6 +64,7 @@ PARTIAL_LIST = hostmem.PARTIAL_LIST
 LAZY_LIST, UNEVICTABLE_LIST = hostmem.LAZY_LIST, hostmem.UNEVICTABLE_LIST
 POPULATED, STOP_SWAPPED = advice.POPULATED, advice.STOP_SWAPPED
 STOP_NO_MEMORY, STOP_MANY = advice.STOP_NO_MEMORY, advice.STOP_MANY
+STOP_LIMIT = advice.STOP_LIMIT
 CUT, FORBIDDEN = vcpu.CUT, vcpu.FORBIDDEN
 
 Leaf = namedtuple("Leaf", ["base", "target", "order", "accessed", "dirty"])
@@ -505,4 +506,5 @@ cdef int set_up_lines(lines.LineCache *c, shape) except -1:
 
 include "core/shadow.pxi"
 include "core/hostmem.pxi"
+include "core/backing.pxi"
 include "core/running.pxi"

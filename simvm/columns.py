@@ -101,12 +101,19 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("withheld_bytes", "Guest memory that a channel keeps from it, as a balloon does."),
     _gauge("damon_hot_bytes", "Memory in regions that DAMON found accessed in its last "
            "aggregation."),
+    _gauge("held_bytes", "The part of backed that no second-level entry maps: the page cache of a "
+           "memfd, and what was protected, locked or freed lazily and not touched since."),
+    _gauge("locked_bytes", "Guest memory that the guest has locked into RAM."),
+    Column("host_vmas", "VMAs", "gauge", "Ranges that the VMM's mapping of guest memory is made "
+           "of."),
     _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
     _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
     _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),
     _gauge("free_huge_bytes", "Free memory in whole blocks of 2 MiB, without the hugetlb pool.",
            _HOST_ONLY),
     _gauge("scattered_bytes", "Pages of the host's own that fragment its memory.", _HOST_ONLY),
+    _gauge("lazy_bytes", "Freed lazily by guests, and in backed until reclaim takes it.",
+           _HOST_ONLY),
     _gauge("partial_bytes", "Unmapped parts of folios still held whole.", _HOST_ONLY),
     _gauge("writeback_bytes", "Pages isolated by reclaim or on their way to swap.", _HOST_ONLY),
     _gauge("memmap_bytes", "The host's own struct pages.", _HOST_ONLY),
@@ -138,6 +145,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("slat_faults_4k", "faults", "The part of them that backed 4 KiB."),
     _count("slat_faults_2m", "faults", "The part of them that backed 2 MiB."),
     _count("slat_faults_1g", "faults", "The part of them that backed 1 GiB."),
+    _count("slat_remaps", "faults", "Faults that found the page in the host's memory and only "
+           "mapped it."),
     _count("fault_retries", "faults", "Faults begun anew because an invalidation overtook them."),
     _count("swap_ins", "pages", "4 KiB pages read back from swap."),
     _count("swap_outs", "pages", "4 KiB pages written to swap."),
@@ -155,6 +164,9 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
     _count("pages_moved", "pages", "4 KiB of guest memory that the guest's kernel moved to unplug "
            "where it was."),
+    _count("hint_failures", "calls", "Ranges for which the host refused what the guest asked."),
+    _count("protection_faults", "faults", "Accesses to memory that the guest had protected; each "
+           "ends its guest."),
     _count("requests", "requests", "Requests of open-loop phases completed."),
     _count("oom_kills", "guests", "Guests killed because nothing was left to reclaim."),
     _time("elapsed_ns", "vCPU time from the start to the end of phases: the sum of its parts."),

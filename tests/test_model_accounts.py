@@ -165,7 +165,7 @@ def test_a_wrong_charge_while_memory_is_freed_fails_the_run(
             self.charge("hint_ns", 1)
 
     monkeypatch.setattr(VirtualCpu, "spend", spend)
-    with pytest.raises(SimulationFailed, match=r"naming its region: \d+ ns passed"):
+    with pytest.raises(SimulationFailed, match=r"telling the host: \d+ ns passed"):
         small.simulate(small.scenario({"vm": small.guest(channel={"kind": "passthrough"})}))
 
 

@@ -164,14 +164,14 @@ def test_a_page_under_writeback_is_taken_back_without_a_read(
 def test_two_threads_that_want_a_page_read_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their hot set moves, and both walk into what was swapped out; the second one waits."""
     waits = []
-    swap_in = VirtualCpu._swap_in
+    swap_in = VirtualCpu.swap_in
 
     def watched(self: VirtualCpu, address: int) -> Process:
         slot = self.guest.backing.slot_of(address)
         waits.append(slot is not None and slot in self.guest.reads)
         yield from swap_in(self, address)
 
-    monkeypatch.setattr(VirtualCpu, "_swap_in", watched)
+    monkeypatch.setattr(VirtualCpu, "swap_in", watched)
     moving = {"kind": "drifting", "hot_fraction": 0.0005, "hot_share": 0.999, "drift": 1_000}
     work = small.phase(
         allocate=96 * MIB, threads=2, accesses=40_000, pattern=moving, cycles_per_access=2_000

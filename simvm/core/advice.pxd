@@ -7,18 +7,19 @@
 from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport BLOCK_WHOLE, block_of
 from simvm.core.folios cimport folio_id, folio_push, folio_remove
-from simvm.core.hostmem cimport (LAZY_LIST, PARTIAL_LIST, UNEVICTABLE_LIST, split_folio,
+from simvm.core.hostmem cimport (PARTIAL_LIST, UNEVICTABLE_LIST, in_tier, keep_written, split_folio,
                                  split_partial)
 from simvm.core.shadow cimport Shadow, leaf_at, page_of, shadow_drop_leaf
 from simvm.core.table cimport (DIRTY, HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, find_entry,
                                find_frame, has_frame, span_of)
-from simvm.core.vcpu cimport TABLE_RESERVE, Backing, Host, map_new
+from simvm.core.vcpu cimport TABLE_RESERVE, Backing, Host, map_new, within_limit
 
 cdef enum:               # why `populate` stopped
     POPULATED = 0
     STOP_SWAPPED = 1         # a page is on the swap device
     STOP_NO_MEMORY = 2
     STOP_MANY = 3            # as many new folios as were asked for
+    STOP_LIMIT = 4           # the owner may not have more
 
 
 cdef inline int cut(Backing *b, uint64_t address) noexcept nogil:
@@ -39,14 +40,12 @@ cdef inline void hold(Backing *b, uint64_t start, uint64_t end, uint64_t clear,
                       uint64_t *leaves) noexcept nogil:
     """Take the leaves within [start, end) away from the processor, and some bits of A and D.
 
-    `leaves` counts, by order, those that it could find before. A written page whose D goes
-    is no longer lazily free: D was all that told it from one that is.
+    `leaves` counts, by order, those that it could find before.
     """
     cdef uint64_t at = start, span, base
     cdef Node *node = NULL
     cdef int level = 0
     cdef uint64_t *entry
-    cdef uint32_t i
     while at < end:
         entry = find_entry(b.table, at, &node, &level)
         span = span_of(level - 1)
@@ -57,11 +56,8 @@ cdef inline void hold(Backing *b, uint64_t start, uint64_t end, uint64_t clear,
                 entry[0] ^= HELD | LEAF | PRESENT
                 b.table.held += span >> 12
                 leaves[level - 1] += 1
-            if entry[0] & clear & DIRTY and not b.from_pool:
-                i = folio_id(&b.host.folios, entry[0] & TARGET, level - 1)
-                if b.host.folios.where[i] == LAZY_LIST:
-                    folio_remove(&b.host.folios, i)
-                    folio_push(&b.host.folios, 0, i)
+            if entry[0] & clear & DIRTY:
+                keep_written(b, entry[0], level - 1)
             entry[0] &= ~clear
         at = base + span
 
@@ -82,7 +78,7 @@ cdef inline uint64_t relist(Backing *b, uint64_t start, uint64_t end, int which,
     while at < end and not b.from_pool:
         entry = find_entry(b.table, at, &node, &level)
         span = span_of(level - 1)
-        if has_frame(entry[0]):
+        if has_frame(entry[0]) and not in_tier(h, entry[0] & TARGET):
             block = block_of(&h.frames, entry[0] & TARGET)
             if level == 1 and h.frames.state[block] == BLOCK_WHOLE:
                 freed += split_partial(h, b, h.folios.n_pages + block, 0) << 12
@@ -123,6 +119,8 @@ cdef inline int populate(Backing *b, uint64_t *start, uint64_t end, int many,
             return STOP_MANY
         if h.frames.free_pages < h.floor + TABLE_RESERVE:
             return STOP_NO_MEMORY
+        if not within_limit(b, 1):
+            return STOP_LIMIT
         order = map_new(b, start[0], level, end, UNEVICTABLE_LIST)
         if order < 0:
             return STOP_NO_MEMORY

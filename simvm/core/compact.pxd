@@ -8,12 +8,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport (BLOCK_BROKEN_MOVABLE, BLOCK_BROKEN_UNMOVABLE, NO_PAGE, Blocks,
                                 alloc_in, free_4k)
 from simvm.core.folios cimport folio_id, folio_push, folio_replace
-from simvm.core.hostmem cimport PARTIAL_LIST, claim_pages, release_frame
+from simvm.core.hostmem cimport PARTIAL_LIST, UNEVICTABLE_LIST, claim_pages, release_frame
 from simvm.core.shadow cimport shadow_drop_leaf
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, PRESENT, SWAPPED, TARGET, Node, Table,
                                child_of, deposit, find_entry, find_frame, has_frame, is_child,
                                node_release, span_of)
-from simvm.core.vcpu cimport Backing, Host
+from simvm.core.vcpu cimport CUT, Backing, Host
 
 cdef extern from *:
     """
@@ -128,7 +128,8 @@ cdef inline bint in_use_by_one(const Host *h, uint32_t page) noexcept nogil:
 cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept nogil:
     """Map the 2 MiB at `address` by one leaf to `frame`, instead of 4 KiB pages, which go.
 
-    -1 when it is not mapped by 4 KiB entries, or some are swapped out, held or shared.
+    -1 when it is not mapped by 4 KiB entries, or some are swapped out, held or shared, or a
+    VMA ends within. What is locked stays so.
     """
     cdef Table *t = b.table
     cdef Host *h = b.host
@@ -136,8 +137,8 @@ cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept 
     cdef Node *parent
     cdef uint64_t bits = PRESENT | LEAF, entry, slot
     cdef uint32_t folio
-    cdef int i
-    if node == NULL:
+    cdef int i, which = 0
+    if node == NULL or (b.marks != NULL and b.marks[address >> 21] & CUT):
         return -1
     for i in range(512):
         entry = node.entry[i]
@@ -149,6 +150,8 @@ cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept 
         if entry & LEAF:
             shadow_drop_leaf(b.shadow, &node.entry[i], address + <uint64_t>i * 4096, 0)
             bits |= node.entry[i] & (ACCESSED | DIRTY)
+            if h.folios.where[folio_id(&h.folios, entry & TARGET, 0)] == UNEVICTABLE_LIST:
+                which = UNEVICTABLE_LIST
             release_frame(h, entry & TARGET)
             t.leaves[0] -= 1
     parent, slot = node.parent, node.slot
@@ -159,7 +162,7 @@ cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept 
         deposit(t)
     folio = folio_id(&h.folios, frame, 1)
     h.folios.owner[folio] = (b.owner << 40) | (address >> 12)
-    folio_push(&h.folios, 0, folio)
+    folio_push(&h.folios, which, folio)
     return 0
 
 

@@ -57,6 +57,20 @@ cdef inline bint is_merged(const Host *h, uint64_t address) noexcept nogil:
     return h.folios.where[folio_id(&h.folios, address, 0)] == MERGED_LIST
 
 
+cdef inline void keep_written(Backing *b, uint64_t entry, int order) noexcept nogil:
+    """Before D of a leaf is cleared that has it: the page is no longer lazily free.
+
+    D was all that told it from one that is.
+    """
+    cdef uint32_t i
+    if b.from_pool or in_tier(b.host, entry & TARGET):
+        return
+    i = folio_id(&b.host.folios, entry & TARGET, order)
+    if b.host.folios.where[i] == LAZY_LIST:
+        folio_remove(&b.host.folios, i)
+        folio_push(&b.host.folios, 0, i)
+
+
 cdef inline void drop_sharer(Host *h, uint64_t address) noexcept nogil:
     """One leaf less maps a merged frame; the last one frees it."""
     cdef uint32_t i = folio_id(&h.folios, address, 0)

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport BLOCK_WHOLE, NO_PAGE, block_of
 from simvm.core.folios cimport folio_id, folio_push, folio_remove
 from simvm.core.hostmem cimport (LAZY_LIST, MERGED_LIST, drop_sharer, is_merged,
-                                 release_frame, split_folio)
+                                 keep_written, release_frame, split_folio)
 from simvm.core.table cimport (DIRTY, TARGET, Node, find_entry, find_frame,
                                has_frame, reach_of, span_of)
 from simvm.core.vcpu cimport Backing, Host
@@ -53,6 +53,8 @@ cdef inline int pages_from(Backing *b, uint64_t start, uint64_t end, int n,
         found[count] = at | state
         count += 1
         if not state & PAGE_MERGED and at & (span - 1) == span - 4096:
+            if entry[0] & DIRTY:
+                keep_written(b, entry[0], level - 1)
             entry[0] &= ~<uint64_t>DIRTY
         at += 4096
     return count

@@ -76,6 +76,12 @@ class Costs:
     """At which one core copies pages."""
     hint_call_ns: int
     """One call over the channel, guest and VMM, beside what it makes the host do."""
+    hint_range_ns: int
+    """Each further range of a call that has several."""
+    vma_change_ns: int
+    """Changing one VMA of the VMM: finding, splitting or merging it, under the mmap lock."""
+    unmap_entry_ns: int
+    """Removing one SLAT entry whose page stays."""
     balloon_inflate_4k_ns: int
     """A page taken by a balloon, guest and VMM, without the zap."""
     balloon_inflate_2m_ns: int

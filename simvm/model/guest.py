@@ -24,10 +24,14 @@ from simvm.model.channels import CHANNELS
 from simvm.model.content import PageContent
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.ledger import claim_pages
+from simvm.model.memory_control import MemoryControl
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels, Process
 from simvm.model.refaults import RefaultDistances
+from simvm.model.spaces import NamedRegion as NamedRegion
+from simvm.model.spaces import Space as Space
+from simvm.model.spaces import entries_of, new_table
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import NoChannelSettings
 
@@ -46,61 +50,6 @@ PEAKS = (
 FIRST_ADDRESS = 1 << 40   # of a process's regions, if the table reaches there
 LOWER_ZONE = 3 << 30      # RAM below 4 GiB, beside what devices take: zone DMA32 of x86-64
 GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
-
-
-class NamedRegion:
-    """A region of a process, under the name that the host may see.
-
-    `core` is what is mapped, in whole pages; `asked` is what the program asked for.
-    """
-
-    def __init__(self, process: str, name: str, asked: int, core: _core.Region) -> None:
-        self.process = process
-        self.name = name
-        self.asked = asked
-        self.core = core
-
-    @property
-    def used_bytes(self) -> int:
-        """What the program accesses: the same for every size of page."""
-        return min(self.asked, self.core.size)
-
-
-class Space:
-    """A process: its address space and, in a virtual machine, its guest page table.
-
-    Its regions lie in [`next_address`, `end`); a container's process may move on to others.
-    """
-
-    def __init__(
-        self, core: _core.AddressSpace, table: _core.PageTable | None, first: int, end: int
-    ) -> None:
-        self.core = core
-        self.table = table
-        self.move(first, end)
-
-    def move(self, first: int, end: int) -> None:
-        """Go on elsewhere with addresses."""
-        self.next_address = self._first = first
-        self.end = end
-
-    def reuse(self) -> None:
-        """Begin anew with addresses, when no region is left."""
-        self.next_address = self._first
-
-
-def entries_of(table: _core.PageTable) -> int:
-    """Entries in use: leaves, and one for each table page below the root."""
-    return sum(table.leaves) + table.table_pages - 1
-
-
-def new_table(
-    shape: TableFormat, memory: _core.BlockAllocator, *, mirrored: bool = False
-) -> _core.PageTable:
-    """An empty page table of a format."""
-    return _core.PageTable(
-        shape.levels, memory, mirrored, root_bits=shape.root_bits, contiguous=shape.contiguous
-    )
 
 
 class Guest:
@@ -129,6 +78,7 @@ class Guest:
         channel = config.channel if self.is_vm else NoChannelSettings()
         self.channel = CHANNELS[channel.kind](channel)
         self.mmu_lock = Channels()
+        self.control = MemoryControl(self)
         self.invalidations = 0
         self.fault_retries = 0
         self.shootdowns = 0
@@ -282,6 +232,12 @@ class Guest:
         self._drop_if_empty(region)
         return extents
 
+    def extents(self, region: NamedRegion) -> list[tuple[int, int]]:
+        """Guest-physical extents of what a virtual machine's region has mapped, in order."""
+        table = self.processes[region.process].table
+        assert table is not None
+        return region.core.extents(table)
+
     def forget(self, region: NamedRegion, size: int) -> None:
         """A container's region has lost its tail."""
         region.core.forget_tail(size)
@@ -354,6 +310,8 @@ class Guest:
 
     def mergeable_ranges(self) -> list[tuple[int, int]]:
         """Where same-page merging may look: (start, end) in the space that backs the guest."""
+        if self.is_vm:
+            return self.control.vmas.mergeable()
         return [(0, 1 << 52)] if self.config.mergeable else []
 
     def owe(self, ns: int) -> None:
@@ -381,21 +339,33 @@ class Guest:
 
         A call that unmaps something, or splits a leaf, has a shootdown of its own.
         """
-        costs = self.host.costs
         cost = shootdowns = 0
         self.note_backed()
         for start, length in extents:
-            leaves, splits, slots = self.backing.zap(start, length)
-            self.host.swap.free_slots([int(slot) for slot in slots])
-            self.host_splits += splits
-            if not (sum(leaves) or splits):
-                continue
-            self.invalidate(start, length)
-            cost += leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
-            cost += splits * costs.thp_split_ns
-            shootdowns += max(1, min(sum(leaves), length // step))
+            spent, changes = self.drop(start, length)
+            cost += spent
+            if changes:
+                shootdowns += max(1, min(changes, length // step))
         self.note_backed()
-        return cost + self.shoot_down(shootdowns) if shootdowns else 0
+        return cost + self.shoot_down(shootdowns) if shootdowns else cost
+
+    def drop(self, start: int, length: int) -> tuple[int, int]:
+        """Unmap and free a range: ns, and how many changes a shootdown must tell of, if any.
+
+        What the host holds and the processor cannot find goes without one.
+        """
+        costs = self.host.costs
+        held = self.slat.held_pages
+        leaves, splits, slots = self.backing.zap(start, length)
+        held -= self.slat.held_pages
+        self.host.swap.free_slots([int(slot) for slot in slots])
+        self.host_splits += splits
+        cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
+        cost += splits * costs.thp_split_ns
+        if splits == 0 and sum(n << 9 * order for order, n in enumerate(leaves)) <= held:
+            return cost, 0
+        self.invalidate(start, length)
+        return cost, max(1, sum(leaves))
 
     def vacate(self, start: int, size: int) -> tuple[list[int], int]:
         """Take blocks of the guest's memory whole, moving pages out of the way.
@@ -513,6 +483,11 @@ class Guest:
     def tier_bytes(self) -> int:
         """Memory mapped where it lies on CXL."""
         return self.backing.tiered_pages * PAGE if self.alive else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The part of `backed_bytes` that the processor does not find."""
+        return self.slat.held_pages * PAGE if self.alive else 0
 
     @property
     def swapped_bytes(self) -> int:

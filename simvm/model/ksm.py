@@ -235,11 +235,27 @@ class Ksmd:
 
     def _unmerge(self, guest: Guest, address: int) -> None:
         """The copy on write that a vCPU of the guest has taken a fault for."""
+        self._written[guest.owner].add(address // PAGE)
+        guest.owe(self._copy(guest, address))
+
+    def _copy(self, guest: Guest, address: int) -> int:
+        """Give a merged page a frame of its own; ns."""
         host = self._host
         guest.note_backed()
         guest.backing.unmerge(address, host.memory.frames.allocate_4k())
         guest.note_backed()
         guest.unmerges += 1
-        self._written[guest.owner].add(address // PAGE)
         guest.invalidate(address, PAGE)
-        guest.owe(host.fault_ns[0] + guest.shoot_down())
+        return host.fault_ns[0] + guest.shoot_down()
+
+    def merged_in(self, guest: Guest, start: int, end: int) -> list[int]:
+        """Addresses of a guest's pages in [start, end) that are merged, in order."""
+        return sorted(at for at in self._merged[guest.owner] if start <= at < end)
+
+    def separate(self, guest: Guest, address: int) -> int:
+        """Undo the merging of a page, if it is merged still; ns."""
+        state = guest.backing.page_state(address)
+        if address not in self._merged[guest.owner] or state is None or not state & MERGED:
+            return 0
+        self._merged[guest.owner].discard(address)
+        return self._copy(guest, address)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simvm import _core
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.cgroups import Cgroup, in_turn
 from simvm.model.damon import Damon
 from simvm.model.memcg import Memcg
-from simvm.model.policies import Decision
+from simvm.model.policies import CLUSTER_PAGES, Decision
 from simvm.model.pressure import Stalls
 from simvm.model.proactive import ProactiveReclaim
 from simvm.model.queues import Process
@@ -84,7 +85,8 @@ class Reclaimer:
     def refault_list(self, guest: Guest, slot: int) -> tuple[int, bool]:
         """Where a page that was swapped out goes, and whether it was of the working set."""
         group = guest.cgroup
-        assert group.policy is not None
+        if group.policy is None:
+            return NEW, False
         distance = self._host.swap.refault_distance(slot)
         if distance <= group.policy.working_set_pages(group.lists):
             return group.policy.refault_list, True
@@ -165,6 +167,8 @@ class Reclaimer:
         self.reclaimed_bytes += freed
         if split:
             return freed // PAGE, costs.thp_split_ns
+        if memory.list_bytes(_core.LAZY_LIST):
+            return self._drop_lazy(memory.lazy(CLUSTER_PAGES))
         if not self._host.swap.has_room:
             return 0, costs.reclaim_scan_ns
         progress = cost = 0
@@ -187,6 +191,10 @@ class Reclaimer:
     def shrink_group(self, group: Cgroup) -> tuple[int, int]:
         """As `shrink`, of one group; a walk through page tables is followed by a second look."""
         assert group.policy is not None
+        if self._memory.list_bytes(_core.LAZY_LIST):
+            lazy = self._memory.lazy(CLUSTER_PAGES, group.lists.group)
+            if lazy:
+                return self._drop_lazy(lazy)
         if not self._host.swap.has_room:
             return 0, self._host.costs.reclaim_scan_ns
         progress = cost = 0
@@ -233,6 +241,41 @@ class Reclaimer:
                 hit[owner] = guest
         return cost
 
+    def _drop_lazy(self, found: list[tuple[int, bool]]) -> tuple[int, int]:
+        """Take what guests freed lazily, without a write, unless it was written since."""
+        memory = self._memory
+        used = [folio for folio, written in found if written]
+        memory.move(used, NEW)
+        cost = len(found) * self._host.costs.reclaim_scan_ns
+        pages = len(used)
+        hit: dict[int, Guest] = {}
+        for folio, written in found:
+            if not written:
+                pages += 1 << 9 * memory.order_of(folio)
+                cost += self._drop(folio, hit)
+        for guest in hit.values():
+            cost += guest.shoot_down()
+        self.folios_scanned += len(found)
+        return pages, max(1, cost)
+
+    def _drop(self, folio: int, hit: dict[int, Guest]) -> int:
+        """Free a folio whose content nobody wants; ns."""
+        guest = self._host.guests[self._memory.owner_of(folio)[0]]
+        start, end = self._range_of(folio)
+        guest.note_backed()
+        cost, changes = guest.drop(start, end - start)
+        guest.note_backed()
+        if changes:
+            hit[guest.owner] = guest
+        self.folios_reclaimed += 1
+        self.reclaimed_bytes += end - start
+        return cost
+
+    def _range_of(self, folio: int) -> tuple[int, int]:
+        """Where its owner has a folio: start and end."""
+        address = self._memory.owner_of(folio)[1]
+        return address, address + (PAGE << 9 * self._memory.order_of(folio))
+
     def _collect_owners(self, decision: Decision, hit: dict[int, Guest]) -> None:
         for folio in decision.young:
             owner, address = self._memory.owner_of(folio)
@@ -244,6 +287,17 @@ class Reclaimer:
         before = self.reclaimed_bytes
         _, cost = self._evict_all(folios, {})
         return (self.reclaimed_bytes - before) // PAGE, cost
+
+    def page_out_range(self, backing: _core.Backing, start: int, end: int) -> int:
+        """Evict all of a guest's range that is on a list, and what it freed lazily; ns.
+
+        A 2 MiB folio for which the device has no room in one piece is split at first.
+        """
+        cost = 0
+        for _ in range(2):
+            folios = backing.folios(start, end)
+            cost += len(folios) * self._host.costs.reclaim_scan_ns + self.page_out(folios)[1]
+        return cost
 
     def _evict_all(self, folios: Iterable[int], hit: dict[int, Guest]) -> tuple[int, int]:
         """Evict folios and shoot down who is hit: pages, and ns."""
@@ -263,6 +317,9 @@ class Reclaimer:
         owner, address = memory.owner_of(folio)
         guest = host.guests[owner]
         size = PAGE << (9 * order)
+        lazy = memory.list_of(folio) == _core.LAZY_LIST
+        if lazy and not guest.backing.written(address, address + size):
+            return size // PAGE, self._drop(folio, hit)
         slot = host.swap.slot_for(order)
         if slot is None and order == 0:
             memory.move([folio], NEW)

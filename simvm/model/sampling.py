@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from simvm import _core
 from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
 from simvm.hardware.geometry import BLOCK
 from simvm.model.pressure import Gauge
@@ -52,6 +53,10 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "slat_faults_4k": faults[0],
         "slat_faults_2m": faults[1],
         "slat_faults_1g": faults[2],
+        "held_bytes": guest.held_bytes,
+        "locked_bytes": guest.control.vmas.locked_bytes if guest.alive else 0,
+        "host_vmas": len(guest.control.vmas) if guest.alive and guest.is_vm else 0,
+        "slat_remaps": sum(vcpu.core.remapped for vcpu in guest.vcpus),
         "fault_retries": guest.fault_retries,
         "swap_ins": guest.swap_ins,
         "swap_outs": guest.swap_outs,
@@ -66,6 +71,8 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "shootdowns": guest.shootdowns,
         "hint_calls": guest.hint_calls,
         "pages_moved": guest.pages_moved,
+        "hint_failures": guest.control.failed.total(),
+        "protection_faults": guest.control.protection_faults,
         "kernel_thread_ns": guest.kernel_thread_ns,
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,
@@ -90,6 +97,7 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
         "hugetlb_free_bytes": host.memory.free_pool_bytes,
         "free_huge_bytes": host.memory.frames.free_blocks * BLOCK,
         "scattered_bytes": host.scattered_bytes,
+        "lazy_bytes": host.memory.list_bytes(_core.LAZY_LIST),
         "partial_bytes": host.memory.partial_bytes,
         "writeback_bytes": host.swap.writeback_bytes,
         "memmap_bytes": host.memmap_bytes,

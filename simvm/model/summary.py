@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES
+from simvm.model.host_view import hint_summary, host_view, is_named
 from simvm.model.refaults import RefaultDistances
 from simvm.model.tasks import PhaseRecord, Task, add_up
 from simvm.results import SCHEMA_VERSION, percentiles
@@ -102,7 +103,7 @@ def region_summaries(guest: Guest) -> list[dict[str, Any]]:
         rows.append({
             "name": region.name,
             "process": region.process,
-            "named_to_host": guest.config.channel.kind == "passthrough" and guest.is_vm,
+            "named_to_host": is_named(guest, region),
             "bytes": region.core.size,
             "touched_bytes": region.core.touched_bytes,
             "backed_4k_bytes": held[0],
@@ -219,6 +220,8 @@ class Summary:
             "elapsed": add_up([vcpu.account.parts() for vcpu in guest.vcpus]),
             "phases": [phase_summary(record) for record in records],
             "regions": region_summaries(guest),
+            "host_view": host_view(guest),
+            "hints": hint_summary(guest),
         } | (
             ratios(records)
             | self._values((guest.class_, guest.index), guest.peaks)

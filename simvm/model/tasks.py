@@ -86,12 +86,14 @@ class Task:
             size = trace_of(phase.pattern).region_bytes
         if size is not None and (phase.process, phase.region) not in guest.regions:
             guest.allocate(phase.process, phase.region, size)
-            watch = Stopwatch(first.account, env.now)
-            yield from guest.channel.named(first, guest)
-            watch.stop(env.now, f"{guest.name} {phase.name}: naming its region")
         region = guest.regions[phase.process, phase.region]
+        for operation in phase.hints_before:
+            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.pattern is not None:
             yield from self._access(phase, repetition, region, record)
+            yield from self._tell(phase, guest.channel.named(first, guest, region))
+        for operation in phase.hints_after:
+            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.free != "none":
             watch = Stopwatch(first.account, env.now)
             yield from self._free(phase.free, region)
@@ -192,6 +194,14 @@ class Task:
         """A thread that ends quietly when its guest is killed."""
         with suppress(simpy.Interrupt, GuestKilled):
             yield from body
+
+    def _tell(self, phase: Phase, calls: Process) -> Process:
+        """Calls over the channel, by the first vCPU, on its time."""
+        first, env = self.vcpus[0], self.guest.host.env
+        watch = Stopwatch(first.account, env.now)
+        yield from calls
+        first.leave_core()
+        watch.stop(env.now, f"{self.guest.name} {phase.name}: telling the host")
 
     def _free(self, size: int | Literal["all"], region: NamedRegion) -> Process:
         guest, first = self.guest, self.vcpus[0]

@@ -90,8 +90,10 @@ class VirtualCpu:
         self._guest_faults = 0
         self._zeroed_bytes = 0
         self._slat_faults = (0, 0, 0)
+        self._remapped = 0
         self.core.set_costs(
-            self._fault_ns, host.costs.guest_fault_ns, (1 << 20) * 1_000_000_000 // self._zeroing
+            self._fault_ns, host.costs.guest_fault_ns, (1 << 20) * 1_000_000_000 // self._zeroing,
+            host.costs.slat_fault_4k_ns,
         )
 
     # --- time ---------------------------------------------------------------------------
@@ -244,7 +246,7 @@ class VirtualCpu:
             host.reclaimer.check_watermarks()
             room = host.free_bytes - host.min_bytes
             if room < MARGIN:
-                yield from self._reclaim()
+                yield from self.reclaim()
                 continue
             chunk = min(64, room // PAGE, size // PAGE - len(pages))
             pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
@@ -295,17 +297,31 @@ class VirtualCpu:
         if traps:
             charges.append(("page_table_trap_ns", traps))
             guest.note_backed()
+        remapped, self._remapped = core.remapped - self._remapped, core.remapped
         slat_faults = core.slat_faults
         if slat_faults != self._slat_faults:
             new = [now - before for now, before in zip(slat_faults, self._slat_faults, strict=True)]
             self._slat_faults = slat_faults
             guest.note_backed()
             yield from self.spend(*charges)
+            yield from self._wait_for_mapping()
             service = sum(n * ns for n, ns in zip(new, self._fault_ns, strict=True))
             yield from guest.fault_path.serve(self, sum(new), service)
             yield from guest.cgroup.after_faults(self, new[0] + 512 * new[1])
         else:
             yield from self.spend(*charges)
+        if remapped:
+            # The host has the page, so the kernel serves it on every fault path.
+            yield from self._wait_for_mapping()
+            wait = guest.mmu_lock.wait(self._env.now)
+            service = remapped * guest.host.costs.slat_fault_4k_ns
+            yield from self.spend(("fault_wait_ns", wait), ("fault_service_ns", service))
+
+    def _wait_for_mapping(self) -> Process:
+        """A fault waits while a call changes the VMM's mapping."""
+        wait = self.guest.control.mmap_lock.wait(self._env.now)
+        if wait:
+            yield from self.spend(("fault_wait_ns", wait))
 
     def pay_for_traps(self) -> Process:
         """What the guest's kernel wrote to its page tables beside faults has trapped."""
@@ -327,18 +343,22 @@ class VirtualCpu:
 
     def _resolve(self, reason: int) -> Process:
         """Do what the core could not, so that it can go on."""
-        if reason in (
-            _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK
-        ):  # fmt: skip
+        exits = (
+            _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK,
+            _core.RUN_PROTECTED,
+        )  # fmt: skip
+        if reason in exits:
             self.exit_to_host()
         if reason == _core.RUN_SWAPPED:
-            yield from self._swap_in(self.core.fault_address)
+            yield from self.swap_in(self.core.fault_address)
         elif reason == _core.RUN_NO_MEMORY:
-            yield from self._reclaim()
+            yield from self.reclaim()
         elif reason == _core.RUN_LIMIT:
-            yield from self._make_room()
+            yield from self.make_room()
         elif reason == _core.RUN_NO_BLOCK:
             yield from self.guest.host.compactor.no_block(self)
+        elif reason == _core.RUN_PROTECTED:
+            yield from self.guest.control.forbidden(self, self.core.fault_address)
         elif reason == _core.RUN_POOL_EMPTY:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
@@ -348,7 +368,7 @@ class VirtualCpu:
                 self.guest.fail("no free memory in the guest")
                 raise GuestKilled
 
-    def _reclaim(self) -> Process:
+    def reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
         host = self.guest.host
         with self.stalls.stalled():
@@ -358,7 +378,7 @@ class VirtualCpu:
             if victim is self.guest:
                 raise GuestKilled
 
-    def _make_room(self) -> Process:
+    def make_room(self) -> Process:
         """Reclaim within the guest, which is at its limit; it is killed when that gives nothing."""
         guest = self.guest
         with self.stalls.stalled():
@@ -374,7 +394,7 @@ class VirtualCpu:
         self.charge("fault_service_ns", self._env.now - started)
         self.direct_reclaim_ns += self._env.now - started
 
-    def _swap_in(self, address: int) -> Process:
+    def swap_in(self, address: int) -> Process:
         """Bring one page back: from the swap cache, or from the device."""
         guest, host = self.guest, self.guest.host
         slot = guest.backing.slot_of(address)
@@ -389,14 +409,14 @@ class VirtualCpu:
                 self.charge("swap_in_ns", self._env.now - started)
             return
         if guest.cgroup.is_full():
-            yield from self._make_room()
+            yield from self.make_room()
             return  # to fault again
         frame = host.swap.take_back(slot)
         if frame is not None:
             guest.swapped_in(address, slot, frame)
         else:
             while host.free_bytes < host.min_bytes + MARGIN:
-                yield from self._reclaim()
+                yield from self.reclaim()
                 if guest.backing.slot_of(address) != slot or slot in guest.reads:
                     return
             yield from self._read(address, slot)

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 from simvm import units
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice_from
+from simvm.scenario.passthrough import OwnOperations
 
 INTERVAL: Final = 1_000_000_000
 """Between two looks of a controller, ns: no kernel's default, but a host agent's choice."""
@@ -39,6 +40,10 @@ class PassthroughChannelSettings(ChannelSettings):
     """The guest's hints of pvmemcontrol: names and frees reach the host as they happen."""
 
     kind: Literal["passthrough"] = "passthrough"
+    operations: OwnOperations = ("SET_VMA_ANON_NAME", "DONTNEED")
+    """INFO as the driver starts, names for new memory, and one of the others for what is freed."""
+    batch: f.Batch = 1
+    """Ranges in one call; the driver has no more than 1."""
 
 
 class SizedChannelSettings(ChannelSettings):

@@ -14,7 +14,13 @@ from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import Cpu, load_cpu
-from simvm.scenario import check_backing, check_channels, check_reclaim, check_swap
+from simvm.scenario import (
+    check_backing,
+    check_channels,
+    check_passthrough,
+    check_reclaim,
+    check_swap,
+)
 from simvm.scenario.check_swap import swap_bytes
 from simvm.scenario.finding import Finding
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
@@ -48,6 +54,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _phases(where, guest)
         yield from _regions(where, guest)
         yield from check_channels.findings(scenario.host, where, guest)
+        yield from check_passthrough.findings(where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
@@ -278,8 +285,9 @@ def _loop(phase: Phase) -> Iterator[_Wrong]:
         for key in ("accesses", *open_keys):
             if getattr(phase, key) is not None:
                 yield key, "accesses need a pattern", 'add pattern = { kind = "uniform" }'
-        if phase.allocate is None and phase.free == "none":
-            yield "pattern", "the phase does nothing", "add allocate, a pattern, or free"
+        idle = phase.allocate is None and phase.free == "none"
+        if idle and not (phase.hints_before or phase.hints_after):
+            yield "pattern", "the phase does nothing", "add allocate, a pattern, hints, or free"
         return
     if phase.accesses is not None and given:
         fix = f"remove accesses, or {', '.join(given)}"

@@ -32,6 +32,7 @@ from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.ksm import Ksm
+from simvm.scenario.passthrough import Operations
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
 from simvm.units import UnitError
@@ -174,6 +175,10 @@ class Phase(Model):
     """Whether the phase counts in the headline slowdown."""
     free: f.Free = "none"
     """What the guest frees at the phase's end: none, all, or a size, from the region's end."""
+    hints_before: Operations = ()
+    """Passthrough: what the guest asks for the region's memory as the phase begins, in order."""
+    hints_after: Operations = ()
+    """The same after the accesses and before `free`."""
     repeat: f.Repeats = 1
     every: f.Duration | None = None
     """From the start of one repetition to the start of the next."""
@@ -336,6 +341,8 @@ class Host(Model):
     """What a fault of 2 MiB does when no block is free: back 4 KiB, compact, or wake kcompactd."""
     khugepaged: Khugepaged | None = None
     fragmentation: Fragmentation | None = None
+    max_map_count: f.Maps = 65_530
+    """Ranges (VMAs) that a VMM's mapping may have; Linux vm.max_map_count."""
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""
     costs: Costs = Field(default_factory=dict)

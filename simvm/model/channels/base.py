@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from simvm.model.queues import Process
 
 if TYPE_CHECKING:
-    from simvm.model.guest import Guest
+    from simvm.model.guest import Guest, NamedRegion
     from simvm.model.vcpu import VirtualCpu
 
 
@@ -23,8 +23,14 @@ class Channel(Protocol):
         """What the channel keeps from the guest, of the guest's memory."""
         ...
 
-    def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
-        """A region was made and has a name."""
+    def named(self, vcpu: VirtualCpu, guest: Guest, region: NamedRegion) -> Process:
+        """A phase has used a region, which has a name, and may have more memory than before."""
+        ...
+
+    def hinted(
+        self, vcpu: VirtualCpu, guest: Guest, region: NamedRegion, operation: str
+    ) -> Process:
+        """A phase asks for an operation on all that its region has."""
         ...
 
     def freed(

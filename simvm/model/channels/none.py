@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from simvm.model.queues import Process
 
 if TYPE_CHECKING:
-    from simvm.model.guest import Guest
+    from simvm.model.guest import Guest, NamedRegion
     from simvm.model.vcpu import VirtualCpu
     from simvm.scenario import ChannelSettings
 
@@ -20,7 +20,12 @@ class NoChannel:
         self.settings = settings
         self.withheld_bytes = 0
 
-    def named(self, vcpu: VirtualCpu, guest: Guest) -> Process:
+    def named(self, vcpu: VirtualCpu, guest: Guest, region: NamedRegion) -> Process:
+        yield from ()
+
+    def hinted(
+        self, vcpu: VirtualCpu, guest: Guest, region: NamedRegion, operation: str
+    ) -> Process:
         yield from ()
 
     def freed(
