@@ -1,6 +1,6 @@
 """Puts real numbers, tables and pictures into README.md and the pages of docs/.
 
-    python -m docs.refresh              run the three scenarios, then rewrite everything
+    python -m docs.refresh              run the three scenarios and `validate`, rewrite everything
     python -m docs.refresh --tables     the tables alone, without the scenarios
 
 A block that this program owns stands between ``<!-- begin NAME -->`` and
@@ -394,6 +394,25 @@ def walk_cache_table() -> str:
     return f"{_table(heads, rows)}\n{listed}"
 
 
+def validation_block(found: list[dict[str, Any]]) -> str:
+    """What `simvm validate` comes to, and the rows that whole simulations answer."""
+    simulated = [row for row in found if any(i.startswith("scenario.") for i in row["inputs"])]
+    return f"{validation.headline(found)}. Of whole simulations:\n\n{validation_rows(simulated)}"
+
+
+def validation_rows(found: list[dict[str, Any]]) -> str:
+    """Rows of `simvm validate`."""
+    rows = []
+    for row in found:
+        figures = [row["published"], row["simulated"]]
+        if row["measure"] == "relative":
+            figures = [*(f"{figure:.4g}" for figure in figures), f"{row['error']:+.1%}"]
+        else:
+            figures.append(f"{row['error']} pairs")
+        rows.append((row["target"], row["class"], *figures, "yes" if row["within"] else "no"))
+    return _table(("target", "class", "published", "simulated", "error", "within"), rows)
+
+
 MEANINGS = {
     "Meta.name": "Also the run directory: `runs/NAME`.",
     "Meta.question": "What the scenario is there to answer; shown in the report.",
@@ -569,6 +588,8 @@ def main() -> None:
     write_blocks(reference_blocks() | validated_blocks())
     if tables_alone:
         return
+    rows = validation_block(validation.run())
+    write_blocks({("docs/validation.md", "rows"): rows})
     with tempfile.TemporaryDirectory() as directory:
         runs = run_scenarios(Path(directory))
         write_blocks(measured_blocks(runs))

@@ -22,7 +22,7 @@ import pytest
 from scenario_runs import ROOT, refresh
 
 import simvm
-from simvm import cli, errors, scenario
+from simvm import cli, errors, scenario, validation
 from simvm.model.channels import CHANNELS
 from simvm.model.policies import POLICIES
 from simvm.results import HEADLINE
@@ -155,6 +155,18 @@ def test_what_validate_came_to_is_what_the_page_says() -> None:
     """`python -m docs.refresh --tables` rewrites it."""
     for (page, name), rendered in refresh().validated_blocks().items():
         assert refresh().block(read(page), name) == rendered
+
+
+@pytest.mark.long
+def test_rows_of_simulations_are_those_of_validate(full_size: bool) -> None:
+    """All of the block where tests run at full size, else the rows that take a second.
+    `python -m docs.refresh` rewrites it."""
+    shown = refresh().block(read("docs/validation.md"), "rows")
+    if full_size:
+        assert shown == refresh().validation_block(validation.run())
+    quick = refresh().validation_rows(validation.run(["backing_time", "zeroing_once"]))
+    assert len(quick.splitlines()) >= 7
+    assert set(quick.splitlines()) <= set(shown.splitlines())
 
 
 def test_meanings_are_of_keys_that_exist() -> None:

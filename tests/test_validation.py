@@ -273,6 +273,37 @@ def test_an_unknown_check_is_refused() -> None:
         validation.run(["walk_load"])
 
 
+def test_the_figures_that_were_measured_are_all_in_the_table() -> None:
+    """Read from the publications a second time, in the order of their figures."""
+    tables = validation.published()
+
+    def column(check: str, key: str, **chosen: Any) -> list[Any]:
+        return [
+            row[key] for row in tables[check]["rows"]
+            if key in row and all(row.get(name) == value for name, value in chosen.items())
+        ]  # fmt: skip
+
+    userfaultfd = column("demand_fault_scaling", "kpages_per_s", path="one_userfaultfd")
+    assert userfaultfd == [150, 210, 130, 86, 36]
+    exits = column("demand_fault_scaling", "kpages_per_s", path="exit_to_userspace")
+    assert exits == [340, 809, 1595, 3482, 4012]
+    for path in ("one_userfaultfd", "exit_to_userspace"):
+        assert column("demand_fault_scaling", "vcpus", path=path) == [1, 4, 16, 64, 256]
+        fitted = column("demand_fault_scaling", "vcpus", path=path, **{"class": "calibrated"})
+        assert fitted == [1, 64]
+    assert sorted(column("resize", "gib_per_s")) == [0.951, 34.5, 136.2, 344.8]
+    silent = column("write_free_staggered", "value", variant=None)
+    reporting = column("write_free_staggered", "value", variant="free_page_reporting")
+    assert silent == [25.84, 23.41]
+    assert reporting == [16.10, 11.76, 1024, 640, 512, 22, 2.15]
+    assert column("backing_time", "us") == [3.71, 345]
+    assert column("cache_laws", "hits")[:4] == [0.4348, 0.5144, 0.7325, 0.3380]
+    for policy in ("fifo", "random"):
+        hits = column("replacement_laws", "hits", policy=policy)
+        assert hits[:4] == [0.4005, 0.4696, 0.6904, 0.2914]
+    assert column("fault_queue", "wait_us")[:2] == [1.272, 7.217]
+
+
 def test_every_check_has_its_table() -> None:
     assert list(validation.published()) == list(validation.CHECKS)
 
