@@ -463,13 +463,15 @@ def test_a_hugetlb_page_is_dropped_and_protected_whole_and_has_no_name() -> None
         (["MLOCK"], {"channel": {"kind": "none"}}, "passthrough channel"),
         (["MLOCK"], {"virtualization": "none"}, "passthrough channel"),
         ([], {"channel": {"kind": "none"}}, None),
+        (["MERGEABLE"], {"virtualization": "shadow"}, "not modelled"),
+        (["MLOCK"], {"virtualization": "shadow"}, None),
     ],
 )
 def test_hints_are_for_a_guest_whose_host_hears_them(
     hints: list[str], guest: dict[str, Any], rule: str | None
 ) -> None:
     values = {"channel": {"kind": "passthrough"}, **guest}
-    of = small.scenario({"vm": small.guest(fill(*hints), **values)})
+    of = small.scenario({"vm": small.guest(fill(*hints), **values)}, host={"ksm": {}})
     found = [each for each in findings(of) if "hints" in each.key]
     assert [each.key for each in found] == (
         ["guest.vm.workload.fill.hints_after"] if rule is not None else []

@@ -9,6 +9,8 @@ from test_scenario_check import mistakes, only
 @pytest.mark.parametrize(
     ("part", "text", "key", "rule", "fix"),
     [
+        ("guest", 'channel = { kind = "passthrough", order = 9 }', "guest.g.channel.order",
+         "no such key", "one of batch, kind, operations"),
         ("guest", 'channel = { kind = "passthrough", operations = ["FREE", "REMOVE"] }',
          "guest.g.channel.operations", "not by REMOVE and FREE", 'leave "REMOVE"'),
         ("guest", 'channel = { kind = "passthrough", operations = ["INFO", "INFO"] }',

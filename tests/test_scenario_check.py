@@ -206,8 +206,6 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
         ("guest", 'channel = { kind = "pasthrough" }', "guest.g.channel.kind", "none, passthrough",
          "'passthrough'"),
         ("guest", 'channel = { kind = 3 }', "guest.g.channel.kind", "none, passthrough", '"none"'),
-        ("guest", 'channel = { kind = "passthrough", order = 9 }', "guest.g.channel.order",
-         "no such key", "one of batch, kind, operations"),
         ("guest", 'channel = "passthrough"', "guest.g.channel", "a table", "channel = {"),
         ("guest", 'boot = "-1GiB"', "guest.g.boot", "negative", "such as"),
         ("guest", 'boot = "4GiB"', "guest.g.workload.heap.allocate", "live together", "allocate"),

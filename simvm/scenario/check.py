@@ -54,7 +54,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _phases(where, guest)
         yield from _regions(where, guest)
         yield from check_channels.findings(scenario.host, where, guest)
-        yield from check_passthrough.findings(where, guest)
+        yield from check_passthrough.findings(scenario.host, where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)

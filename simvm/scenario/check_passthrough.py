@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from simvm.scenario.channels import PassthroughChannelSettings
@@ -10,10 +10,10 @@ from simvm.scenario.finding import Finding
 from simvm.scenario.passthrough import FREEING
 
 if TYPE_CHECKING:
-    from simvm.scenario.models import GuestClass
+    from simvm.scenario.models import GuestClass, Host, Phase
 
 
-def findings(where: str, guest: GuestClass) -> Iterator[Finding]:
+def findings(host: Host, where: str, guest: GuestClass) -> Iterator[Finding]:
     """The rules that the class of guests at `where` breaks."""
     channel = guest.channel
     if isinstance(channel, PassthroughChannelSettings):
@@ -27,6 +27,20 @@ def findings(where: str, guest: GuestClass) -> Iterator[Finding]:
                     f"{where}.workload.{phase.name}.{key}",
                     "hints need a virtual machine with a passthrough channel",
                     'write channel = { kind = "passthrough" }, or remove them', uses,
+                )  # fmt: skip
+    if host.ksm is not None and guest.virtualization == "shadow":
+        yield from _merging(where, guest.workload)
+
+
+def _merging(where: str, phases: Iterable[Phase]) -> Iterator[Finding]:
+    for phase in phases:
+        for key in ("hints_before", "hints_after"):
+            if "MERGEABLE" in getattr(phase, key):
+                yield Finding(
+                    f"{where}.workload.{phase.name}.{key}",
+                    "merging under shadow paging is not modelled",
+                    'remove MERGEABLE, or write virtualization = "nested"',
+                    (f"{where}.virtualization", "host.ksm"),
                 )  # fmt: skip
 
 

@@ -31,10 +31,15 @@ class Passthrough(NoChannel):
         self._info = "INFO" in settings.operations
         freeing = [operation for operation in settings.operations if operation in FREEING]
         self._freeing = freeing[0] if freeing else None
+        self._seen: dict[NamedRegion, tuple[int, tuple[int, ...]]] = {}
 
     def named(self, vcpu: VirtualCpu, guest: Guest, region: NamedRegion) -> Process:
         """Name what the region has and the host knows under no name, or under another."""
-        if self._names:
+        table = guest.processes[region.process].table
+        assert table is not None
+        now = region.core.touched_bytes, table.leaves
+        if self._names and self._seen.get(region) != now:
+            self._seen[region] = now
             ranges = [
                 (max(start, vma.start), min(start + length, vma.end))
                 for start, length in guest.extents(region)
