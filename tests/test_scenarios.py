@@ -15,7 +15,9 @@ from simvm.hardware import load_cpu
 from simvm.hardware.geometry import ORDER_BYTES
 from simvm.workload import builtin_trace, trace_info
 
-NAMES = ("passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation")
+NAMES = (
+    "passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation", "reclaim_shootout",
+)  # fmt: skip
 KILLS = {("swap_tiers", "none")}  # variants that show the OOM killer
 MOST_ACCESSES = 120_000_000
 LARGE = ("base", "thp", "hugetlb", "container")  # of passthrough: those with 2 MiB host pages

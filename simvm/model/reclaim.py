@@ -189,7 +189,7 @@ class Reclaimer:
         yield from in_turn([group for group in protected if not group.is_protected(strictly=True)])
 
     def shrink_group(self, group: Cgroup) -> tuple[int, int]:
-        """As `shrink`, of one group; a walk through page tables is followed by a second look."""
+        """As `shrink`, of one group. A walk through page tables is progress, and takes its time."""
         assert group.policy is not None
         if self._memory.list_bytes(_core.LAZY_LIST):
             lazy = self._memory.lazy(CLUSTER_PAGES, group.lists.group)
@@ -197,15 +197,9 @@ class Reclaimer:
                 return self._drop_lazy(lazy)
         if not self._host.swap.has_room:
             return 0, self._host.costs.reclaim_scan_ns
-        progress = cost = 0
-        walked = True
-        while walked:
-            decision = group.policy.choose(group.lists)
-            moved, spent = self._act(group, decision)
-            progress += moved
-            cost += spent
-            walked = decision.walk
-        return progress, cost
+        decision = group.policy.choose(group.lists)
+        moved, cost = self._act(group, decision)
+        return moved + decision.walk, cost
 
     def _act(self, group: Cgroup, decision: Decision) -> tuple[int, int]:
         memory, costs = self._memory, self._host.costs
