@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import scenarios_small as small
 from scenarios_small import BLOCK, GIB, MIB, MS, PAGE, US
@@ -292,16 +291,14 @@ def test_a_min_watermark_of_one_page_leaves_room_for_tables() -> None:
     assert summary["host"]["totals"]["direct_reclaim_ns"] > 0
 
 
-def test_huge_folios_are_split_when_no_slots_lie_in_a_row() -> None:
+def test_huge_folios_are_split_when_no_slots_lie_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is swap, if only page by page: splitting is progress, and no reason to give up."""
     made = small.simulate(small.scenario(
         {"vm": small.guest(small.phase(allocate=128 * MIB))}, host={"memory": GIB, "swap": NVME}
     ))  # fmt: skip
     host = made.host
-    for block in [host.swap.slots.allocate_2m() for _ in range(host.swap.size // BLOCK)]:
-        host.swap.slots.break_2m(block)
-        pages = np.arange(block + PAGE, block + BLOCK, PAGE, dtype=np.uint64)
-        host.swap.slots.free_many(pages)
+    single = host.swap.slot_for
+    monkeypatch.setattr(host.swap, "slot_for", lambda order: None if order else single(0))
     host.memory.scan(ActiveInactive.INACTIVE, 1 << 20)  # all 68 huge folios are idle now
     host.min_bytes = host.free_bytes + MIB
     reclaim = made.env.process(host.reclaimer.direct(made.guests[0].vcpus[0]))
