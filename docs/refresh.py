@@ -33,9 +33,7 @@ from simvm.scenario import json_schema
 from simvm.units import format_bytes, format_ns, human_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = (
-    "passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation", "reclaim_shootout",
-)  # fmt: skip
+SCENARIOS = tuple(sorted(path.stem for path in (ROOT / "scenarios").glob("*.toml")))
 IMAGES = {
     "passthrough-tradeoff": ("passthrough", "tradeoff"),
     "passthrough-footprint": ("passthrough", "footprint"),
