@@ -53,3 +53,38 @@ def test_no_frame_is_lost_when_host_memory_is_short(name: str) -> None:
     ledger.audit(made.host)
     for guest in made.guests:
         assert guest.memory.recount() == guest.memory.free_bytes
+
+
+@pytest.mark.parametrize("virtualization", ["nested", "shadow"])
+def test_a_guest_without_a_page_for_a_table_dies_once(virtualization: str) -> None:
+    """The host takes all that is free before the first process starts. Neither task can have a
+    page table; the first one to find out ends the guest for both."""
+    tasks = [small.phase(region=name, task=name, process=name) for name in ("one", "other")]
+    channel: dict[str, Any] = {
+        "kind": "balloon", "page_size": BLOCK, "target": PAGE, "deflate_on_oom": False,
+    }  # fmt: skip
+    guest = small.one(small.result(
+        {"vm": small.guest(*tasks, vcpus=2, memory=64 * MIB, channel=channel,
+                           virtualization=virtualization)},
+        duration=50 * MS,
+    ))  # fmt: skip
+    assert guest["failure"] == "no free memory in the guest"
+    assert guest["final"]["backed_bytes"] == 0
+
+
+@pytest.mark.parametrize("deflate", [True, False])
+def test_a_process_that_finds_no_page_for_its_table_gets_one_from_the_balloon(
+    deflate: bool,
+) -> None:
+    """All but the first process's memory is taken by 20 ms; the second begins at 50 ms."""
+    first = small.phase(region="first", allocate=BLOCK, accesses=50, think_time=MS)
+    later = small.phase(region="later", process="later", allocate=BLOCK)
+    channel = {
+        "kind": "balloon", "page_size": BLOCK, "schedule": {10 * MS: PAGE},
+        "deflate_on_oom": deflate,
+    }  # fmt: skip
+    guest = small.one(small.result(
+        {"vm": small.guest(first, later, memory=64 * MIB, channel=channel)}, duration=100 * MS
+    ))  # fmt: skip
+    assert (guest["failure"] is None) == deflate
+    assert (guest["totals"]["hint_ns"] > 0) == deflate

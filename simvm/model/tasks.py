@@ -76,6 +76,8 @@ class Task:
     def _phase(self, phase: Phase, repetition: int) -> Process:
         guest, env = self.guest, self.guest.host.env
         first = self.vcpus[0]
+        if not guest.alive:     # killed by another task before this one could begin
+            raise GuestKilled
         for vcpu in self.vcpus:
             vcpu.measuring = phase.measure
         record = PhaseRecord(phase, repetition, env.now)
@@ -85,7 +87,7 @@ class Task:
         if phase.pattern is not None and phase.pattern.kind == "trace":
             size = trace_of(phase.pattern).region_bytes
         if size is not None and (phase.process, phase.region) not in guest.regions:
-            guest.allocate(phase.process, phase.region, size)
+            yield from self._make_region(phase, size)
         region = guest.regions[phase.process, phase.region]
         for operation in phase.hints_before:
             yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
@@ -99,6 +101,17 @@ class Task:
             yield from self._free(phase.free, region)
             watch.stop(env.now, f"{guest.name} {phase.name}: freeing")
         self.close_record()
+
+    def _make_region(self, phase: Phase, size: int) -> Process:
+        """Make a region; a new process needs a page for its table first."""
+        guest, first = self.guest, self.vcpus[0]
+        watch = Stopwatch(first.account, guest.host.env.now)
+        while (phase.process, phase.region) not in guest.regions:
+            try:
+                guest.allocate(phase.process, phase.region, size)
+            except MemoryError:
+                yield from first.live_on(guest.channel.out_of_memory(first, guest))
+        watch.stop(guest.host.env.now, f"{guest.name} {phase.name}: making its region")
 
     def close_record(self) -> None:
         """Complete the newest record, also of a phase that was cut short."""

@@ -363,10 +363,14 @@ class VirtualCpu:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
         elif reason == _core.RUN_GUEST_NO_MEMORY:
-            relieved = yield from self.guest.channel.out_of_memory(self, self.guest)
-            if not relieved:
-                self.guest.fail("no free memory in the guest")
-                raise GuestKilled
+            yield from self.live_on(self.guest.channel.out_of_memory(self, self.guest))
+
+    def live_on(self, attempt: Process) -> Process:
+        """Let the guest try to find memory; without it, it dies."""
+        found = yield from attempt
+        if not found:
+            self.guest.fail("no free memory in the guest")
+            raise GuestKilled
 
     def reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
