@@ -101,3 +101,48 @@ def test_the_schema_has_a_table_for_each_kind() -> None:
     assert set(channel["discriminator"]["mapping"]) == set(CHANNELS)
     named = {choice["$ref"].rpartition("/")[2] for choice in channel["oneOf"]}
     assert named <= set(schema["$defs"])
+
+
+@pytest.mark.parametrize(
+    ("channel", "key", "rule", "fix"),
+    [
+        ('{ kind = "pasthrough" }', "channel.kind", "none, passthrough", "'passthrough'"),
+        ("{ kind = 3 }", "channel.kind", "none, passthrough", '"none"'),
+        ('"passthrough"', "channel", "a table", "channel = {"),
+        ('{ kind = "free_page_reporting", order = 11 }', "channel.order", "10 or less", "10"),
+        ('{ kind = "balloon" }', "channel", "balloon needs one of target, schedule, keep_free",
+         "target ="),
+        ('{ kind = "balloon", target = "1GiB", keep_free = "1GiB" }', "channel.keep_free",
+         "only one of", "remove keep_free or target"),
+        ('{ kind = "balloon", target = "5GiB" }', "channel.target", "has 4GiB", "or less"),
+        ('{ kind = "balloon", schedule = { 5s = "5GiB" } }', "channel.schedule.5s", "has 4GiB",
+         "or less"),
+        ('{ kind = "balloon", schedule = { 5 = "1GiB" } }', "channel.schedule.5", "unit", "5"),
+        ('{ kind = "balloon", schedule = "1GiB" }', "channel.schedule", "table of times and sizes",
+         "10s"),
+        ('{ kind = "balloon", target = "1GiB", interval = "2s" }', "channel.interval", "keep_free",
+         "remove"),
+        ('{ kind = "balloon", target = "1GiB", page_size = "1GiB" }', "channel.page_size",
+         "4KiB, 2MiB", "one of"),
+        ('{ kind = "virtio_mem", target = "1GiB", block_size = "3MiB" }', "channel.block_size",
+         "2MiB, 4MiB", "'32MiB'"),
+        ('{ kind = "virtio_mem", target = "1GiB", unmovable = 2 }', "channel.unmovable", "0 to 1",
+         "between"),
+        ('{}\nmemory_max = "8GiB"', "memory_max", "only a channel of the kind", "virtio_mem"),
+        ('{}\nmemory_max = "2GiB"', "memory_max", "not be less", '"4GiB" or more'),
+        ('{ kind = "virtio_mem", target = "4GiB" }\nmemory_max = "4098MiB"', "memory_max",
+         "whole blocks of virtio-mem, 128MiB", "4224MiB"),
+    ],
+)  # fmt: skip
+def test_mistakes(tmp_path: Path, channel: str, key: str, rule: str, fix: str) -> None:
+    (found,) = scenario.check(written(tmp_path, channel))
+    assert found.key == f"guest.vm.{key}"
+    assert rule in found.rule
+    assert fix in found.fix
+
+
+def test_a_shared_allocator_needs_host_pages_of_2m(tmp_path: Path) -> None:
+    file = written(tmp_path, '{ kind = "shared_allocator", automatic = true }')
+    assert scenario.check(file) == []
+    (found,) = scenario.check(file, ["host.page_size=4KiB"])
+    assert (found.key, found.fix) == ("guest.vm.channel.kind", 'write host.page_size = "2MiB"')
