@@ -224,7 +224,7 @@ class Ksmd:
                 continue
             guest = host.guests[owner]
             states = guest.backing.states_of(np.array(sorted(addresses), dtype=np.uint64))
-            for entry in states.tolist():
+            for entry in states[states & (DIRTY | MERGED) != MERGED].tolist():
                 address = entry & ~(PAGE - 1)
                 if not entry & MERGED:
                     addresses.discard(address)      # given back, or freed
