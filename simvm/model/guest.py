@@ -38,6 +38,7 @@ from simvm.scenario import NoChannelSettings
 if TYPE_CHECKING:
     from simvm.model.faults import FaultPath
     from simvm.model.host import Host
+    from simvm.model.returns import GivenBack
     from simvm.scenario import GuestClass, Scenario
 
 PEAKS = (
@@ -103,6 +104,7 @@ class Guest:
         self.content = PageContent(config.content, scenario.scenario.seed, class_, self.name)
         self.merges = 0
         self.unmerges = 0
+        self.given_back: GivenBack | None = None    # since the last free
         self.reads: dict[int, simpy.Event] = {}
         self.processes: dict[str, Space] = {}
         self._parts: list[int] = []     # of a container's table: whose they are, by ASID
@@ -340,6 +342,7 @@ class Guest:
         A call that unmaps something, or splits a leaf, has a shootdown of its own.
         """
         cost = shootdowns = 0
+        before = self.backed_bytes
         self.note_backed()
         for start, length in extents:
             spent, changes = self.drop(start, length)
@@ -347,7 +350,10 @@ class Guest:
             if changes:
                 shootdowns += max(1, min(changes, length // step))
         self.note_backed()
-        return cost + self.shoot_down(shootdowns) if shootdowns else cost
+        cost += self.shoot_down(shootdowns) if shootdowns else 0
+        if self.given_back is not None and self.backed_bytes < before:
+            self.given_back.returned(self.host.env.now + cost, before - self.backed_bytes)
+        return cost
 
     def drop(self, start: int, length: int) -> tuple[int, int]:
         """Unmap and free a range: ns, and how many changes a shootdown must tell of, if any.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES
 from simvm.model.host_view import hint_summary, host_view, is_named
 from simvm.model.refaults import RefaultDistances
+from simvm.model.returns import means
 from simvm.model.tasks import PhaseRecord, Task, add_up
 from simvm.results import SCHEMA_VERSION, percentiles
 from simvm.units import format_bytes
@@ -38,6 +39,12 @@ def ratios(records: Iterable[PhaseRecord]) -> dict[str, float | None]:
         "cycles_per_walk": sums["walk_cycles"] / walks if walks else None,
         "tlb_misses_per_kaccess": 1000 * sums["tlb_misses"] / accesses if accesses else None,
     }
+
+
+def of_phases(records: Iterable[PhaseRecord]) -> dict[str, Any]:
+    """What phases came to: `ratios`, and what came back of the memory that they freed."""
+    chosen = list(records)
+    return ratios(chosen) | means(record.given_back for record in chosen)
 
 
 def slowdown(guests: Iterable[Guest]) -> float | None:
@@ -82,6 +89,7 @@ def phase_summary(record: PhaseRecord) -> dict[str, Any]:
         "accesses": record.accesses,
         "parts": record.parts,
         "counters": record.counters,
+        "given_back": record.given_back.as_dict() if record.given_back else None,
     }
     if phase.open_loop:
         latencies = record.latencies_ns
@@ -180,7 +188,7 @@ class Summary:
             "oom_kills": host.oom_kills,
             "slowdown": slowdown(guests),
         } | (
-            ratios(self._records(guests))
+            of_phases(self._records(guests))
             | self._values(("", -1), host.peaks[""])
             | pressure(HOST_PRESSURES, [self._sampler.totals["", -1]], host.env.now)
             | distances(guests)
@@ -201,7 +209,7 @@ class Summary:
             "slowdown": slowdown(guests),
             "slowdown_percentiles": percentiles(intervals),
         } | (
-            ratios(self._records(guests))
+            of_phases(self._records(guests))
             | self._values((name, -1), self._host.peaks[name])
             | self._memory(guests)
         )
@@ -223,7 +231,7 @@ class Summary:
             "host_view": host_view(guest),
             "hints": hint_summary(guest),
         } | (
-            ratios(records)
+            of_phases(records)
             | self._values((guest.class_, guest.index), guest.peaks)
             | self._memory([guest])
         )

@@ -18,6 +18,7 @@ import simpy
 
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
+from simvm.model.returns import GivenBack
 from simvm.model.swap.cxl import InPlace
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import CxlSwap, UniformPattern
@@ -43,6 +44,7 @@ class PhaseRecord:
     parts: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     latencies_ns: list[int] = field(default_factory=list)
+    given_back: GivenBack | None = None
 
 
 class Task:
@@ -98,7 +100,7 @@ class Task:
             yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.free != "none":
             watch = Stopwatch(first.account, env.now)
-            yield from self._free(phase.free, region)
+            yield from self._free(phase.free, region, record)
             watch.stop(env.now, f"{guest.name} {phase.name}: freeing")
         self.close_record()
 
@@ -216,10 +218,14 @@ class Task:
         first.leave_core()
         watch.stop(env.now, f"{self.guest.name} {phase.name}: telling the host")
 
-    def _free(self, size: int | Literal["all"], region: NamedRegion) -> Process:
+    def _free(
+        self, size: int | Literal["all"], region: NamedRegion, record: PhaseRecord
+    ) -> Process:
         guest, first = self.guest, self.vcpus[0]
         yield from first.enter_core()
         extents = guest.free(region, size)
+        freed = sum(length for _, length in extents)
+        guest.given_back = record.given_back = GivenBack(guest.host.env.now, freed)
         if guest.is_vm:
             yield from first.pay_for_traps()
             yield from guest.channel.freed(first, guest, extents)

@@ -132,6 +132,13 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("psi_some", "memory pressure", share,
            "Share of the run in which tasks of the host were stalled on memory, weighed by their "
            "share of its threads."),
+    Metric("returned_share", "freed memory returned", share,
+           "Share of what guests freed that came back to the host before they freed again.",
+           lower_is_better=False),
+    Metric("first_gib_back_ns", "first GiB back after", duration,
+           "From a free until the host had 1 GiB back, mean over frees of which so much came."),
+    Metric("last_back_ns", "last byte back after", duration,
+           "From a free until the last that came back of it, mean over frees."),
     Metric("swap_ins", "pages swapped in", count, "4 KiB pages read back from swap."),
     Metric("swap_outs", "pages swapped out", count, "4 KiB pages written to swap."),
     Metric("oom_kills", "OOM kills", count,
