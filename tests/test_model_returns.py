@@ -65,15 +65,14 @@ def test_a_phase_that_frees_nothing_has_no_such_figure() -> None:
 
 
 def test_a_hint_brings_it_all_back_while_the_guest_waits() -> None:
-    """1.5 GiB in 768 leaves. Block 5 is not beside the others, so there are two calls: the
-    second ends with 767 zaps after the first call, its zap and shootdown, and its own."""
+    """1.5 GiB in 768 leaves, each with its zap; what a call and its shootdown cost beside them is
+    some microseconds. The first GiB is back at the end of the call that brings it."""
     guest = run(used(3 * GIB // 2), channel={"kind": "passthrough"})
     given = guest["phases"][0]["given_back"]
     assert given["returned_bytes"] == given["freed_bytes"] == 3 * GIB // 2
-    zaps = 768 * COSTS.zap_2m_ns + 2 * COSTS.shootdown_base_ns
-    last = COSTS.hint_call_ns + zaps + COSTS.shootdown_per_receiver_ns * 2
-    assert given["last_ns"] == pytest.approx(last, abs=COSTS.mmu_lock_hold_ns)
-    assert given["first_gib_ns"] == given["last_ns"]  # to the end of the call
+    zaps = 768 * COSTS.zap_2m_ns
+    assert zaps < given["last_ns"] < zaps + 100_000
+    assert 512 * COSTS.zap_2m_ns < given["first_gib_ns"] <= given["last_ns"]
     assert guest["returned_share"] == 1
 
 
