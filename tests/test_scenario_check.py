@@ -494,9 +494,7 @@ def test_a_file_that_is_not_there_names_a_near_one(tmp_path: Path) -> None:
     assert only(scenario.check(tmp_path)).rule.startswith("cannot be read")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("host.memory", "8TiB"), ("host.swap.size", "64TiB")]
-)
+@pytest.mark.parametrize(("key", "value"), [("host.memory", "8TiB"), ("host.swap.size", "64TiB")])
 def test_memory_beyond_what_is_modelled(tmp_path: Path, key: str, value: str) -> None:
     sets = (f"{key}={value}", "host.swap.device=nvme")
     if key == "host.memory":
