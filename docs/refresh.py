@@ -140,8 +140,7 @@ def _scopes(column: Column) -> str:
 
 def headline_table() -> str:
     """The rows of the closing table."""
-    rows = [(f"`{metric.key}`", metric.label, metric.meaning) for metric in METRICS]
-    return _table(("key", "row", "meaning"), rows)
+    return _table(("key", "row", "meaning"), [(f"`{m.key}`", m.label, m.meaning) for m in METRICS])
 
 
 def key_tables() -> str:
@@ -149,14 +148,15 @@ def key_tables() -> str:
     definitions = json_schema()["$defs"]
     tables = (
         ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
-        ("host.reclaim.proactive", "Proactive"),
-        *_choices("host.swap", "device", "Swap"), ("host.ksm", "Ksm"), ("host.hugetlb", "Hugetlb"),
-        ("host.khugepaged", "Khugepaged"), ("host.fragmentation", "Fragmentation"),
+        ("host.reclaim.proactive", "Proactive"), *_choices("host.swap", "device", "Swap"),
+        ("host.ksm", "Ksm"), ("host.hugetlb", "Hugetlb"), ("host.khugepaged", "Khugepaged"),
+        ("host.fragmentation", "Fragmentation"),
         ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
-        ("guest.NAME.memcg", "Memcg"),
+        ("guest.NAME.memcg", "Memcg"), ("guest.NAME.page_cache", "GuestPageCache"),
+        ("guest.NAME.reclaim", "GuestWatermarks"), ("guest.NAME.khugepaged", "GuestKhugepaged"),
+        ("guest.NAME.hugetlb", "GuestHugetlb"), ("guest.NAME.fragmentation", "GuestFragmentation"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
-        ("[[guest.NAME.workload]]", "Phase"),
-        *_choices("pattern", "kind", "Pattern"),
+        ("[[guest.NAME.workload]]", "Phase"), *_choices("pattern", "kind", "Pattern"),
     )  # fmt: skip
     return "\n".join(_keys(title, definitions[name]) for title, name in tables)
 

@@ -1,4 +1,5 @@
 cimport simvm.core.blocks as blocks
+cimport simvm.core.guestmem as guestmem
 cimport simvm.core.mmu as mmu
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
@@ -55,6 +56,15 @@ cdef class Backing:
     cdef readonly PageTable page_table
 
 
+cdef class GuestKernel:
+    cdef guestmem.GuestKernel c
+    cdef readonly BlockAllocator memory
+    cdef readonly list tables
+    cdef readonly list freed_slots
+    cdef int _check(self, uint32_t folio) except -1
+    cdef table.Table *_table(self, uint64_t asid) except NULL
+
+
 cdef class Region:
     cdef vcpu.Region c
 
@@ -68,3 +78,4 @@ cdef class Stream:
 cdef class Vcpu:
     cdef vcpu.Vcpu c
     cdef readonly Mmu mmu
+    cdef readonly GuestKernel kernel

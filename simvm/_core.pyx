@@ -5,6 +5,7 @@ door to Python. It validates, owns memory, and gives one class to each structure
 
 * `BlockAllocator`, `HostMemory`: memory in 2 MiB blocks; frames, folios, hugetlb pool
 * `PageTable`, `AddressSpace`, `Mmu`: translation (docs/translation.md)
+* `GuestKernel`: lists, page cache and pools of a guest's own kernel
 * `Shadow`: shadow tables, for a guest without a SLAT
 * `Backing`, `Region`, `Stream`, `Vcpu`: a vCPU that runs accesses in a named region
 
@@ -23,6 +24,7 @@ cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
 cimport simvm.core.flush as flush
 cimport simvm.core.folios as folios
+cimport simvm.core.guestmem as guestmem
 cimport simvm.core.merging as merging
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
@@ -60,6 +62,8 @@ RUN_PRESSURE, RUN_SWAPPED = vcpu.RUN_PRESSURE, vcpu.RUN_SWAPPED
 RUN_NO_MEMORY, RUN_POOL_EMPTY = vcpu.RUN_NO_MEMORY, vcpu.RUN_POOL_EMPTY
 RUN_GUEST_NO_MEMORY, RUN_PROTECTED = vcpu.RUN_GUEST_NO_MEMORY, vcpu.RUN_PROTECTED
 RUN_LIMIT = vcpu.RUN_LIMIT
+RUN_GUEST_PRESSURE, RUN_GUEST_SWAPPED = vcpu.RUN_GUEST_PRESSURE, vcpu.RUN_GUEST_SWAPPED
+RUN_GUEST_POOL_EMPTY = vcpu.RUN_GUEST_POOL_EMPTY
 PARTIAL_LIST = hostmem.PARTIAL_LIST
 LAZY_LIST, UNEVICTABLE_LIST = hostmem.LAZY_LIST, hostmem.UNEVICTABLE_LIST
 POPULATED, STOP_SWAPPED = advice.POPULATED, advice.STOP_SWAPPED
@@ -507,4 +511,5 @@ cdef int set_up_lines(lines.LineCache *c, shape) except -1:
 include "core/shadow.pxi"
 include "core/hostmem.pxi"
 include "core/backing.pxi"
+include "core/guestmem.pxi"
 include "core/running.pxi"

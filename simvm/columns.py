@@ -92,6 +92,10 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("host_tables_bytes", "The VMM's own page tables in the host."),
     _gauge("guest_tables_bytes", "Page tables inside the guest; they are in backed as well."),
     _gauge("deposited_tables_bytes", "PTE tables kept in reserve for splitting a huge page."),
+    _gauge("guest_free_bytes", "Free memory of the guest, as its own kernel counts it."),
+    _gauge("guest_huge_bytes", "Mapped by the guest in pages of 2 MiB and 1 GiB."),
+    _gauge("page_cache_bytes", "The guest's page cache."),
+    _gauge("guest_swapped_bytes", "Memory of programs on the guest's own swap device."),
     _gauge("swapped_bytes", "Guest memory that lies on a swap device."),
     _gauge("tier_bytes", "Guest memory used where it lies on CXL; not in backed."),
     _gauge("merged_bytes", "Guest memory mapped to merged frames; not in backed."),
@@ -148,6 +152,16 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("slat_remaps", "faults", "Faults that found the page in the host's memory and only "
            "mapped it."),
     _count("fault_retries", "faults", "Faults begun anew because an invalidation overtook them."),
+    _count("guest_zeroed_bytes", "bytes", "Zeroed by the guest's kernel."),
+    _count("guest_reuse_zeroed_bytes", "bytes", "The part of it zeroed only because somebody had "
+           "used the memory before."),
+    _count("cache_reads", "pages", "4 KiB pages of files read or written through the page cache."),
+    _count("cache_misses", "pages", "The part of them that came from the guest's disk."),
+    _count("cache_drops", "pages", "Pages that the guest's reclaim took from the page cache."),
+    _count("cache_writebacks", "pages", "The part of them that had to be written first."),
+    _count("guest_swap_ins", "pages", "4 KiB pages read back from the guest's own swap device."),
+    _count("guest_swap_outs", "pages", "4 KiB pages that the guest's reclaim swapped out."),
+    _count("guest_collapses", "pages", "2 MiB pages made by khugepaged in the guest."),
     _count("swap_ins", "pages", "4 KiB pages read back from swap."),
     _count("swap_outs", "pages", "4 KiB pages written to swap."),
     _count("swap_written_back", "pages", "4 KiB pages moved from zswap's pool to its device.",
@@ -162,8 +176,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("collapses", "folios", "Huge mappings of the host that its khugepaged made."),
     _count("shootdowns", "shootdowns", "TLB shootdowns of the guest's vCPUs."),
     _count("hint_calls", "calls", "Calls of the guest over its channel to the host."),
-    _count("pages_moved", "pages", "4 KiB of guest memory that the guest's kernel moved to unplug "
-           "where it was."),
+    _count("pages_moved", "pages", "4 KiB of guest memory that the guest's kernel moved, to unplug "
+           "where it was or to make a block whole."),
     _count("hint_failures", "calls", "Ranges for which the host refused what the guest asked."),
     _count("protection_faults", "faults", "Accesses to memory that the guest had protected; each "
            "ends its guest."),
@@ -175,6 +189,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("think_ns", "Pauses that the workload itself asks for."),
     _time("translation_ns", "Walks and TLB penalties that execution did not hide."),
     _time("guest_fault_ns", "The guest's own page faults, its zeroing included."),
+    _time("guest_reclaim_ns", "Direct reclaim in the guest, and waiting for its devices there."),
+    _time("guest_swap_in_ns", "Waiting for pages to come back from the guest's own swap device."),
     _time("page_table_trap_ns", "Shadow paging: writes to guest page tables, and exits on missing "
           "shadow entries."),
     _time("fault_wait_ns", "SLAT faults: waiting for a worker or a lock."),
@@ -243,6 +259,8 @@ ELAPSED_PARTS: Final[tuple[str, ...]] = (
     "think_ns",
     "translation_ns",
     "guest_fault_ns",
+    "guest_reclaim_ns",
+    "guest_swap_in_ns",
     "page_table_trap_ns",
     "fault_wait_ns",
     "fault_service_ns",

@@ -160,13 +160,14 @@ def test_reported_memory_is_backed_anew_when_it_is_used_again() -> None:
     whose other half the guest took last the first time.
     """
     work = used(repeat=2, every=10 * S)
-    with_it = small.one(run(work, duration="work"))
+    with_it = small.one(run(work, duration="work", zeroing="guest"))
     without = small.one(
-        run(work, duration="work", channel={"kind": "none"})
+        run(work, duration="work", zeroing="guest", channel={"kind": "none"})
     )  # fmt: skip
     faults = [guest["totals"]["slat_faults_2m"] for guest in (with_it, without)]
     assert faults == [4 + 1 + 32 + 32, 4 + 1 + 32 + 1]
-    assert with_it["phases"][1]["elapsed_ns"] > 2 * without["phases"][1]["elapsed_ns"]
+    # The guest zeroes in both; the host backs and zeroes in one.
+    assert with_it["phases"][1]["elapsed_ns"] > 1.5 * without["phases"][1]["elapsed_ns"]
 
 
 def test_two_zones_have_a_budget_each() -> None:

@@ -69,6 +69,11 @@ BUSY: dict[str, Scenario] = {
     "memory on CXL": small.pressed(
         host={"swap": {"device": "cxl", "size": 512 * MIB, "access": "in_place"}}
     ),
+    "the guest's own swap": small.scenario({"vm": small.guest(
+        small.phase(allocate=80 * MIB, accesses=30_000, cycles_per_access=2_000),
+        memory=64 * MIB, page_size=PAGE, swap={"device": "nvme", "size": 64 * MIB},
+        page_cache={"files": 64 * MIB, "read_rate": 1 << 30, "write_fraction": 1.0},
+    )}),
     "hugetlb": small.scenario(
         {"vm": small.guest()},
         host={"backing": "hugetlb", "hugetlb": {"page_size": BLOCK, "size": 1024 * MIB}},

@@ -50,7 +50,7 @@ def test_min_free_and_scale_factor_set_the_watermarks() -> None:
 
 
 def test_min_free_is_bounded() -> None:
-    from simvm.model.host import min_free_bytes
+    from simvm.model.watermarks import min_free_bytes
 
     assert min_free_bytes(2 * MIB) == 4 * 45 << 10
     assert min_free_bytes(MIB >> 1) == 128 << 10

@@ -327,6 +327,19 @@ cdef class Backing:
         """Backed bytes that are free in the guest."""
         return hostmem.stranded_pages(self.c.table.root, guest.c, 0) << 12
 
+    def forget_stale(self, BlockAllocator guest, uint64_t start, uint64_t length):
+        """What is not backed any more reads as zero: none of the range is stale in the guest."""
+        cdef uint64_t at = start, end = start + length, until
+        cdef uint64_t entry
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        while at < end:
+            entry = table.find_entry(self.c.table, at, &node, &level)[0]
+            until = min(end, ((at >> (3 + 9 * level)) + 1) << (3 + 9 * level))
+            if entry == 0:
+                blocks.take_stale(guest.c, at, (until - at) >> 12)
+            at = until
+
     def claim(self, uint64_t[::1] claimed):
         """Set a bit for every host page that this backing owns: data, tables, deposits.
 

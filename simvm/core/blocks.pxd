@@ -55,6 +55,7 @@ cdef struct Blocks:
     uint32_t lower           # so many blocks are the lower zone
     uint64_t freed           # how often a block has become free
     uint16_t *whole_in_giga  # free blocks in each aligned 1 GiB
+    uint64_t *stale          # a bit per page: freed with what was in it; NULL: nobody asks
 
 
 cdef inline void block_link(Blocks *b, int which, uint32_t i) noexcept nogil:
@@ -111,6 +112,7 @@ cdef inline int blocks_init(Blocks *b, uint64_t size, uint64_t base,
     b.next = <uint32_t *>calloc(b.n + 1, 4)
     b.prev = <uint32_t *>calloc(b.n + 1, 4)
     b.whole_in_giga = <uint16_t *>calloc((b.n >> 9) + 1, 2)
+    b.stale = NULL
     for which in range(BLOCK_LISTS):
         b.head[which] = b.tail[which] = NIL
         b.listed[which] = 0
@@ -132,6 +134,7 @@ cdef inline void blocks_free(Blocks *b) noexcept nogil:
     free(b.next)
     free(b.prev)
     free(b.whole_in_giga)
+    free(b.stale)
 
 
 cdef inline uint32_t block_of(const Blocks *b, uint64_t address) noexcept nogil:
@@ -155,6 +158,36 @@ cdef inline uint32_t first_whole(const Blocks *b) noexcept nogil:
         if b.head[which] != NIL:
             return b.head[which]
     return NIL
+cdef inline void mark_stale(Blocks *b, uint64_t address, uint64_t pages) noexcept nogil:
+    """Pages are given back with what was in them, if somebody asks for that later."""
+    cdef uint64_t page = (address - b.base) >> 12, end = page + pages
+    if b.stale == NULL:
+        return
+    while page < end:
+        if page & 63 == 0 and page + 64 <= end:
+            b.stale[page >> 6] = ~<uint64_t>0
+            page += 64
+        else:
+            b.stale[page >> 6] |= <uint64_t>1 << (page & 63)
+            page += 1
+
+
+cdef inline bint take_stale(Blocks *b, uint64_t address, uint64_t pages) noexcept nogil:
+    """Whether one of the pages has something in it; they are somebody's now."""
+    cdef uint64_t page = (address - b.base) >> 12, end = page + pages, bits = 0, mask
+    if b.stale == NULL:
+        return False
+    while page < end:
+        if page & 63 == 0 and page + 64 <= end:
+            bits |= b.stale[page >> 6]
+            b.stale[page >> 6] = 0
+            page += 64
+        else:
+            mask = <uint64_t>1 << (page & 63)
+            bits |= b.stale[page >> 6] & mask
+            b.stale[page >> 6] &= ~mask
+            page += 1
+    return bits != 0
 
 
 cdef inline void take_whole(Blocks *b, uint32_t i, uint8_t state) noexcept nogil:
@@ -318,6 +351,7 @@ cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:
         return -1
     if not word[0] & bit:
         return -1
+    mark_stale(b, address, 1)
     word[0] &= ~bit
     b.free_in[i] += 1
     b.free_pages += 1
@@ -333,6 +367,7 @@ cdef inline int free_2m(Blocks *b, uint64_t address) noexcept nogil:
     cdef uint32_t i = block_of(b, address)
     if i >= b.n or b.state[i] != BLOCK_WHOLE:
         return -1
+    mark_stale(b, address, 512)
     b.free_pages += 512
     give_whole(b, i)
     return 0
@@ -370,6 +405,7 @@ cdef inline int free_1g(Blocks *b, uint64_t address) noexcept nogil:
     cdef uint32_t i
     if first + 512 > b.n or b.state[first] != BLOCK_GIANT:
         return -1
+    mark_stale(b, address, 512 * 512)
     for i in range(first + 512, first, -1):
         give_whole(b, i - 1)
     b.free_pages += 512 * 512
@@ -388,6 +424,19 @@ cdef inline int reserve_low(Blocks *b, uint64_t size) noexcept nogil:
     for i in range(n):
         take_whole(b, i, BLOCK_GIANT)
     b.free_pages -= <uint64_t>n * 512
+    return 0
+
+
+cdef inline int claim_page(Blocks *b, uint64_t address, int mobility) noexcept nogil:
+    """Take one page of a free block, which is broken for it; -1 when the block is not free."""
+    cdef uint32_t i = block_of(b, address)
+    cdef uint64_t page = ((address - b.base) >> 12) & 511
+    if i >= b.n or b.state[i] != BLOCK_FREE:
+        return -1
+    break_open(b, i, mobility)
+    b.used[<uint64_t>i * 8 + (page >> 6)] |= <uint64_t>1 << (page & 63)
+    b.free_in[i] -= 1
+    b.free_pages -= 1
     return 0
 
 

@@ -74,6 +74,25 @@ cdef class BlockAllocator:
         if address < self.c.base or blocks.free_run(self.c, address, pages) != 0:
             raise ValueError(f"pages from {address:#x} on are not all in use")
 
+    def claim(self, uint64_t address, movable=True):
+        """Take the page at `address`, of a block that is free whole. ValueError when it is not."""
+        cdef int mobility = blocks.MOVABLE if movable else blocks.UNMOVABLE
+        if address < self.c.base or blocks.claim_page(self.c, address, mobility) != 0:
+            raise ValueError(f"the block of {address:#x} is not free")
+
+    def track_reuse(self):
+        """Remember from now on which free pages have something in them: `is_stale`."""
+        if self.c.stale == NULL:
+            # calloc maps zero pages lazily: what is never touched costs nothing.
+            self.c.stale = <uint64_t *>calloc((<uint64_t>self.c.n * 512 >> 6) + 1, 8)
+            if self.c.stale == NULL:
+                raise MemoryError()
+
+    def is_stale(self, uint64_t address):
+        """Whether a page was given back and may hold what its last user wrote."""
+        cdef uint64_t page = (address - self.c.base) >> 12
+        return self.c.stale != NULL and bool((self.c.stale[page >> 6] >> (page & 63)) & 1)
+
     def reserve_low(self, uint64_t size):
         """Take the lowest `size` bytes for good. MemoryError when they are not free."""
         if blocks.reserve_low(self.c, size) != 0:
@@ -103,9 +122,10 @@ cdef class BlockAllocator:
             i = vacate.next_free_block(self.c, i + 1)
         return found
 
-    def vacate(self, uint64_t start, uint64_t size, tables):
+    def vacate(self, uint64_t start, uint64_t size, tables, GuestKernel kernel=None):
         """Allocate the blocks of a range whole, and move what `tables` map there elsewhere.
 
+        And what the page cache of `kernel` holds there.
         Addresses of those that could be, and how many pages of 4 KiB and 2 MiB have moved.
         Page tables, 1 GiB pages and what no table maps stay, and so does their block. A leaf
         that has moved needs a flush.
@@ -121,9 +141,12 @@ cdef class BlockAllocator:
         memset(&v, 0, sizeof(v))
         v.b, v.first, v.n = self.c, blocks.block_of(self.c, start), <uint32_t>(size >> 21)
         v.ours = &ours[0]
+        v.kernel = NULL if kernel is None else &kernel.c
         if vacate.isolate_free(&v):
             for each in tables:
                 vacate.move_below(&v, each.c.root)
+            if kernel is not None:
+                vacate.move_files(&v)
         vacate.settle(&v)
         done = [start + (<uint64_t>k << 21) for k in range(v.n) if vacate.all_ours(&v, k)]
         return done, (v.moved[0], v.moved[1])

@@ -1,12 +1,17 @@
 # Part of simvm/_core.pyx: named regions, streams of accesses, and the vCPU that runs them.
 
 cdef class Region:
-    """A named range of a process: `size` bytes from `base`, in guest pages of `order`."""
+    """A named range of a process: `size` bytes from `base`, in guest pages of `order`.
 
-    def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False):
+    `asid` is its process for the guest's kernel; `pooled`: in huge pages of that one's pool.
+    """
+
+    def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False, uint64_t asid=0,
+                  pooled=False):
         if not 0 <= order <= 2 or size == 0 or (base | size) % table.span_of(order):
             raise ValueError("base and size must be multiples of the guest page size")
         self.c.base, self.c.bytes, self.c.order, self.c.zeroing = base, size, order, zeroing
+        self.c.asid, self.c.pooled = asid, pooled
         self.c.n_touched = 0
         # calloc maps zero pages lazily: what is never touched costs nothing.
         self.c.touched = <uint64_t *>calloc((size >> 18) + 1, 8)
@@ -15,6 +20,16 @@ cdef class Region:
 
     def __dealloc__(self):
         free(self.c.touched)
+
+    @property
+    def order(self):
+        """Of its guest pages: 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB."""
+        return self.c.order
+
+    @property
+    def pooled(self):
+        """Whether its pages are of the guest's hugetlb pool."""
+        return bool(self.c.pooled)
 
     @property
     def base(self):
@@ -29,10 +44,12 @@ cdef class Region:
         """4 KiB x pages accessed since they were allocated."""
         return self.c.n_touched << 12
 
-    def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size):
+    def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size,
+                   GuestKernel kernel=None):
         """The guest frees the last `size` bytes: guest-physical extents [(start, length)].
 
-        Guest pages, deposits and emptied tables go back to guest memory.
+        Guest pages, deposits and emptied tables go back to guest memory, huge pages of a pool
+        to it, and swap slots to the kernel's `freed_slots`.
         """
         cdef uint64_t end = self.c.bytes
         cdef uint64_t at, span, page, word
@@ -51,7 +68,13 @@ cdef class Region:
                 target, order = entry[0] & table.TARGET, level - 1
                 table.clear_entry(&guest.c, node, entry - node.entry)
                 table.prune_up(&guest.c, node)
-                if order == 0:
+                if self.c.pooled:
+                    guestmem.give_pooled(&kernel.c, target, order)
+                elif kernel is not None:
+                    guestmem.note_unmapped(&kernel.c, target, order)
+                if self.c.pooled:
+                    pass
+                elif order == 0:
                     blocks.free_4k(memory.c, target)
                 elif order == 1:
                     blocks.free_2m(memory.c, target)
@@ -64,6 +87,10 @@ cdef class Region:
                     if length:
                         extents.append((start, length))
                     start, length = target, span
+            elif entry[0] & table.SWAPPED:
+                kernel.freed_slots.append(entry[0] >> 12)
+                table.clear_entry(&guest.c, node, entry - node.entry)
+                table.prune_up(&guest.c, node)
             at = (at & ~(span - 1)) + span
         if length:
             extents.append((start, length))
@@ -310,6 +337,11 @@ cdef class Vcpu:
         self.mmu = mmu
         self.c.mmu = &mmu.c
 
+    def set_kernel(self, GuestKernel kernel):
+        """The guest's kernel keeps account of its memory from now on."""
+        self.kernel = kernel
+        self.c.kernel = &kernel.c
+
     def set_untagged(self, bint untagged):
         """Whether each exit to the host empties the MMU, as without VPIDs."""
         self.c.untagged = untagged
@@ -414,9 +446,14 @@ cdef class Vcpu:
         return self.c.zeroed_bytes
 
     @property
+    def reuse_bytes(self):
+        """The part of the zeroed bytes that somebody had used before: `zeroing` did not ask."""
+        return self.c.reuse_bytes
+
+    @property
     def fault_address(self):
         """What the last RUN_SWAPPED, RUN_NO_MEMORY or RUN_PROTECTED was about.
 
-        An address in the backing's space.
+        An address in the backing's space; after RUN_GUEST_SWAPPED one in the process.
         """
         return self.c.fault_address

@@ -205,9 +205,8 @@ cdef inline void subtree_drop(Node *node) noexcept nogil:
     free(node)
 
 
-cdef inline int deposit(Table *t) noexcept nogil:
-    """Set a page-table page aside for a new 2 MiB leaf; -1 when memory is short."""
-    cdef uint64_t address
+cdef inline int keep_deposit(Table *t, uint64_t address) noexcept nogil:
+    """Set a page aside for the split of a 2 MiB leaf; -1 when real memory is short."""
     cdef uint64_t *more
     if t.n_deposits == t.deposit_room:
         more = <uint64_t *>realloc(t.deposits, (t.deposit_room * 2 + 64) * 8)
@@ -215,12 +214,15 @@ cdef inline int deposit(Table *t) noexcept nogil:
             return -1
         t.deposits = more
         t.deposit_room = t.deposit_room * 2 + 64
-    address = alloc_4k(t.memory, UNMOVABLE)
-    if address == NO_PAGE:
-        return -1
     t.deposits[t.n_deposits] = address
     t.n_deposits += 1
     return 0
+
+
+cdef inline int deposit(Table *t) noexcept nogil:
+    """Take a page-table page and set it aside for a new 2 MiB leaf; -1 when memory is short."""
+    cdef uint64_t address = alloc_4k(t.memory, UNMOVABLE)
+    return -1 if address == NO_PAGE else keep_deposit(t, address)
 
 
 cdef inline void withdraw(Table *t) noexcept nogil:

@@ -8,6 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport (BLOCK_BROKEN_MOVABLE, BLOCK_FREE, BLOCK_WHOLE, MOVABLE, NIL,
                                 NO_PAGE, Blocks, alloc_2m, alloc_4k, block_of, block_unlink,
                                 free_4k, take_whole)
+from simvm.core.guestmem cimport GuestKernel, holds_file, move_page, relist
 from simvm.core.table cimport LEAF, TARGET, Node, child_of, is_child
 
 cdef enum:
@@ -15,6 +16,7 @@ cdef enum:
 
 cdef struct Vacating:
     Blocks *b
+    GuestKernel *kernel  # NULL: pages are on no lists
     uint32_t first
     uint32_t n
     uint64_t *ours       # 8 words a block: pages that nobody else has
@@ -104,8 +106,32 @@ cdef inline void move_below(Vacating *v, Node *node) noexcept nogil:
                 continue
             page = (target >> 12) & 511
             v.ours[<uint64_t>(i - v.first) * ALL_WORDS + (page >> 6)] |= <uint64_t>1 << (page & 63)
+        if v.kernel != NULL:
+            relist(v.kernel, target, new, node.level - 1)
         v.moved[node.level - 1] += 1
         node.entry[e] = new | (node.entry[e] & ~TARGET)
+
+
+cdef inline void move_files(Vacating *v) noexcept nogil:
+    """Let pages of the page cache in the blocks be elsewhere."""
+    cdef uint64_t page, new
+    cdef uint64_t *ours
+    cdef uint32_t k
+    cdef int p
+    for k in range(v.n):
+        if v.b.state[v.first + k] != BLOCK_BROKEN_MOVABLE:
+            continue
+        for p in range(512):
+            ours = v.ours + <uint64_t>k * ALL_WORDS + (p >> 6)
+            page = v.b.base + (<uint64_t>(v.first + k) << 21) + (<uint64_t>p << 12)
+            if (ours[0] >> (p & 63)) & 1 or not holds_file(v.kernel, page):
+                continue
+            new = alloc_4k(v.b, MOVABLE)
+            if new == NO_PAGE:
+                return
+            move_page(v.kernel, page, new)
+            ours[0] |= <uint64_t>1 << (p & 63)
+            v.moved[0] += 1
 
 
 cdef inline void settle(Vacating *v) noexcept nogil:

@@ -6,9 +6,11 @@
 # device, memory below a watermark), stops the run with a reason.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k)
+from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k,
+                                take_stale)
 from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.flush cimport flush_all
+from simvm.core.guestmem cimport GuestKernel, note_mapped, take_pooled
 from simvm.core.mmu cimport OK, Counters, Mmu, Space
 from simvm.core.shadow cimport Shadow
 from simvm.core.table cimport (ACCESSED, DIRTY, HELD, LEAF, PRESENT, SWAPPED, Node,
@@ -26,7 +28,10 @@ cdef enum:
     RUN_GUEST_NO_MEMORY = 8  # the guest has no free page of the size it must have
     RUN_PROTECTED = 9        # the host forbids access to the page, or to a neighbour of it
     RUN_LIMIT = 10           # the guest's limit: room must be made within it
-    RUN_NO_BLOCK = 13        # a 2 MiB page would fit, and no block is free; said once
+    RUN_GUEST_PRESSURE = 11  # the guest's free memory fell below the mark: wake its kswapd
+    RUN_GUEST_SWAPPED = 12   # the page is on the guest's own swap device
+    RUN_GUEST_POOL_EMPTY = 13  # no page left in the guest's own hugetlb pool
+    RUN_NO_BLOCK = 14        # a 2 MiB page would fit, and no block is free; said once
 
 cdef enum:
     TABLE_RESERVE = 16       # frames that one fault may need for tables
@@ -69,6 +74,8 @@ cdef struct Region:
     uint64_t bytes
     int order                # guest page size
     bint zeroing
+    bint pooled              # in huge pages of the guest's pool
+    uint64_t asid            # of its process
     uint64_t *touched        # a bit per 4 KiB page
     uint64_t n_touched
 
@@ -81,6 +88,7 @@ cdef struct Vcpu:
     Mmu *mmu                 # of the host core that it is on
     Counters count
     bint untagged            # entries have no VPID: an exit to the host leaves none
+    GuestKernel *kernel      # of its guest; NULL: it keeps nothing of its memory
     Work work[12]            # memory that the guest's kernel is about to write
     int n_work
     # set by the caller before each run
@@ -100,6 +108,7 @@ cdef struct Vcpu:
     uint64_t slat_faults[3]
     uint64_t remapped        # faults that found a held frame
     uint64_t zeroed_bytes
+    uint64_t reuse_bytes     # the part of them zeroed because somebody had used them before
     uint64_t fault_address
     uint64_t asked           # 1 + the address of the last RUN_NO_BLOCK
 
@@ -243,33 +252,68 @@ cdef inline int do_work(Vcpu *v, Space *s, Backing *b, Region *region) noexcept 
 cdef inline int guest_fault(Vcpu *v, Space *s, Blocks *memory, Region *region,
                             uint64_t va) noexcept nogil:
     """The guest's kernel maps the page at `va` and queues what it must write for that."""
-    cdef int order = region.order, n_made = 0, i
+    cdef int order = region.order, n_made = 0, i, status
     cdef uint64_t frame = NO_PAGE
     cdef Node *made[5]
+    cdef bint zero = region.zeroing
     if v.service_left == 0:
         return RUN_TRAIN
+    if v.kernel != NULL:
+        status = kernel_allows(v, s, memory, va)
+        if status != OK:
+            return status
     if memory.free_pages < TABLE_RESERVE:
         return RUN_GUEST_NO_MEMORY
-    if order == 2:
+    if region.pooled:
+        frame = take_pooled(v.kernel, order)
+        if frame == NO_PAGE:
+            return RUN_GUEST_POOL_EMPTY
+    elif order == 2:
         frame = alloc_1g(memory)
         if frame == NO_PAGE:
             return RUN_GUEST_NO_MEMORY
-    elif order == 1:
-        frame = alloc_2m(memory) if thp_fits(s.guest, region, va) else NO_PAGE
+    elif order == 1 and huge_allowed(v, memory) and thp_fits(s.guest, region, va):
+        frame = alloc_2m(memory)
     if frame == NO_PAGE:
         order = 0
         frame = alloc_4k(memory, MOVABLE)
     table_map(s.guest, va & ~(span_of(order) - 1), frame, order, 0, made, &n_made)
-    if region.zeroing:
+    if take_stale(memory, frame, span_of(order) >> 12) and not zero:
+        zero = True
+        v.reuse_bytes += span_of(order)
+    if zero:
         queue_work(v, frame, span_of(order), True)
-    if order == 1:
+    if order == 1 and not region.pooled:
         deposit(s.guest)
         queue_work(v, s.guest.deposits[s.guest.n_deposits - 1], 4096, False)
     for i in range(n_made):
         queue_work(v, made[i].address, 4096, False)
+    if v.kernel != NULL and not region.pooled:
+        note_mapped(v.kernel, frame, order, region.asid, va & ~(span_of(order) - 1))
     v.guest_faults[order] += 1
     spend(v, v.guest_fault_ns)
     return OK
+
+
+cdef inline int kernel_allows(Vcpu *v, const Space *s, const Blocks *memory,
+                              uint64_t va) noexcept nogil:
+    """OK, or why a kernel that keeps account of its memory cannot serve a fault at once."""
+    cdef GuestKernel *k = v.kernel
+    cdef Node *at = NULL
+    cdef int level = 0
+    v.fault_address = va
+    if find_entry(s.guest, va, &at, &level)[0] & SWAPPED:
+        return RUN_GUEST_SWAPPED
+    if memory.free_pages < k.floor + TABLE_RESERVE:
+        return RUN_GUEST_NO_MEMORY
+    if memory.free_pages < k.wake_below:
+        return RUN_GUEST_PRESSURE
+    return OK
+
+
+cdef inline bint huge_allowed(const Vcpu *v, const Blocks *memory) noexcept nogil:
+    """A 2 MiB page must leave memory above the low watermark: it does not reclaim for itself."""
+    return v.kernel == NULL or memory.free_pages >= v.kernel.huge_floor + 512 + TABLE_RESERVE
 
 
 cdef inline bint thp_fits(Table *guest, Region *region, uint64_t va) noexcept nogil:

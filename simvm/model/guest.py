@@ -6,7 +6,7 @@ tables that the host derives; a container has one page table that the host fills
 guest's kernel needs (boot footprint, struct pages, page tables) lies in guest memory and is
 backed like the rest.
 
-Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
+Left out: guest-physical holes below 4 GiB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from simvm import _core
 from simvm.hardware.geometry import BLOCK, ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.content import PageContent
+from simvm.model.guest_memory import GuestMemory
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.ledger import claim_pages
 from simvm.model.memory_control import MemoryControl
@@ -125,8 +126,14 @@ class Guest:
         memory = config.memory_max if self.is_vm else 0
         self.lower_zone_bytes = min(memory, LOWER_ZONE)
         self.memory = _core.BlockAllocator(memory, lower=LOWER_ZONE)
+        self.mm = GuestMemory(self)
         self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
+
+    @property
+    def all_vcpus(self) -> list[VirtualCpu]:
+        """The vCPUs, and what its kernel's own threads run on."""
+        return self.vcpus + [thread.vcpu for thread in self.mm.threads]
 
     @property
     def name(self) -> str:
@@ -160,6 +167,7 @@ class Guest:
             self.memory.reserve_low(self.kernel_bytes)
             unplugged = self.config.memory_max - self.config.memory
             self.memory.vacate(self.config.memory, unplugged, [])
+            self.mm.boot()
 
     def process(self, name: str) -> Space:
         """The address space of a process, made when first asked for."""
@@ -169,6 +177,7 @@ class Guest:
                 table = new_table(self._table_format, self.memory)
                 walked, end = self._walked(asid, table), 1 << self._table_format.address_bits
                 self.processes[name] = Space(walked, table, self.first_address, end)
+                self.mm.new_process(table)
             else:
                 # Containers share one table; each process has parts of its own in it.
                 core = _core.AddressSpace(asid, self.slat, None, self.owner)
@@ -201,10 +210,15 @@ class Guest:
         self.shadow.add(table, shadow)
         return _core.AddressSpace(asid, shadow, None, self.owner)
 
-    def allocate(self, process: str, name: str, size: int) -> NamedRegion:
-        """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
+    def allocate(
+        self, process: str, name: str, size: int, hugetlb: int | None = None
+    ) -> NamedRegion:
+        """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched.
+
+        `hugetlb`: in pages of so many bytes from the guest's pool.
+        """
         space = self.process(process)
-        order = ORDER_BYTES.index(self.config.page_size) if self.is_vm else 0
+        order = ORDER_BYTES.index(hugetlb or self.config.page_size) if self.is_vm else 0
         page = ORDER_BYTES[order]
         if not self.is_vm and self.host.settings.backing == "hugetlb":
             page = self.host.settings.page_size
@@ -212,7 +226,9 @@ class Guest:
         zeroing = self.is_vm and self.config.zeroing == "guest"
         if not self.is_vm and space.next_address + whole > space.end:
             space.move(*self._take_parts(space.core.asid, whole))
-        core = _core.Region(space.next_address, whole, order, zeroing)
+        core = _core.Region(
+            space.next_address, whole, order, zeroing, space.core.asid, hugetlb is not None
+        )
         space.next_address += -(-whole // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
         return region
@@ -225,12 +241,13 @@ class Guest:
         if space.table is None:
             return [(region.core.base + region.core.size - size, size)]
         entries = entries_of(space.table)
-        extents = region.core.unmap_tail(space.table, self.memory, size)
+        extents = region.core.unmap_tail(space.table, self.memory, size, self.mm.kernel)
+        self.mm.freed()
         if self.shadow is not None:
             self.shadow.note_writes(entries - entries_of(space.table))
             for start, length in extents:
                 self.shadow.drop(start, length)
-        self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
+        self.flush_process(space.core.asid, 0, 1 << 57)
         self._drop_if_empty(region)
         return extents
 
@@ -275,7 +292,7 @@ class Guest:
         self.host.reclaimer.leave(self)
         for mmu in self.mmus.values():
             mmu.forget(self.owner)
-        for vcpu in self.vcpus:
+        for vcpu in self.all_vcpus:
             self.host.cores.forget(vcpu)
         self.note_backed()
 
@@ -305,6 +322,10 @@ class Guest:
             self.invalidate(0, self.memory.size)
         for part in range(1, len(self._parts) + 1):
             self.invalidate(part * self.first_address, self.first_address)
+
+    def flush_process(self, asid: int, address: int, size: int) -> None:
+        """The guest's own tables changed there: what it must drop of a process."""
+        self._queue_flush(VaRange(asid, address, size))
 
     def _queue_flush(self, flush: Flush) -> None:
         for mmu in self.mmus.values():
@@ -363,6 +384,8 @@ class Guest:
         costs = self.host.costs
         held = self.slat.held_pages
         leaves, splits, slots = self.backing.zap(start, length)
+        if self.is_vm:
+            self.backing.forget_stale(self.memory, start, length)
         held -= self.slat.held_pages
         self.host.swap.free_slots([int(slot) for slot in slots])
         self.host_splits += splits
@@ -379,7 +402,7 @@ class Guest:
         The addresses of those that could be taken, and what moving cost, in ns.
         """
         tables = self._guest_tables()
-        done, moved = self.memory.vacate(start, size, tables)
+        done, moved = self.memory.vacate(start, size, tables, self.mm.kernel)
         if not any(moved):
             return done, 0
         self.pages_moved += moved[0] + moved[1] * (BLOCK // PAGE)
@@ -459,7 +482,7 @@ class Guest:
         regions = sum(region.core.touched_bytes for region in self.regions.values())
         return {
             "backed_bytes": self.backed_bytes,
-            "touched_bytes": regions + self.booted_bytes + tables + deposits,
+            "touched_bytes": regions + self.booted_bytes + self.mm.held_bytes + tables + deposits,
             "tables_bytes": (
                 self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes + tables
             ),

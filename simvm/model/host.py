@@ -2,7 +2,7 @@
 
 Memory is taken in 2 MiB blocks that can be broken into 4 KiB and made whole again
 (`simvm/core/blocks.pxd`); what the host itself needs (struct pages, a fixed overhead)
-is set aside first. Watermarks follow Linux, `mm/page_alloc.c`.
+is set aside first.
 
 Left out: NUMA nodes and zones (one node, one zone), the host's own page cache.
 """
@@ -10,7 +10,6 @@ Left out: NUMA nodes and zones (one node, one zone), the host's own page cache.
 from __future__ import annotations
 
 from collections import defaultdict
-from math import isqrt
 from typing import TYPE_CHECKING
 
 from simvm import _core
@@ -25,6 +24,7 @@ from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels, Cores, Process
 from simvm.model.reclaim import Reclaimer
 from simvm.model.swap import make_device
+from simvm.model.watermarks import Watermarks
 
 if TYPE_CHECKING:
     from simvm.model.clock import Clock
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 STRUCT_PAGE_BYTES = 64  # per 4 KiB page: Linux, Documentation/mm/vmemmap_dedup.rst
-
-
-def min_free_bytes(memory: int) -> int:
-    """The min watermark: 4 x sqrt(memory in KiB) KiB within 128 KiB and 256 MiB."""
-    return max(128, min(262144, 4 * isqrt(memory >> 10))) << 10
 
 
 class Host:
@@ -73,12 +68,11 @@ class Host:
         if host.fragmentation is not None:
             seed = scenario.scenario.seed
             self.scattered_bytes = scatter(self.memory, host.fragmentation, seed)
-        self.min_bytes = host.reclaim.min_free or min_free_bytes(host.memory)
-        step = max(
-            self.min_bytes // 4, host.memory * host.reclaim.watermark_scale_factor // 10_000
+        marks = Watermarks.of(
+            host.memory, host.reclaim.min_free, host.reclaim.watermark_scale_factor
         )
-        self.low_bytes = self.min_bytes + step
-        self.high_bytes = self.min_bytes + 2 * step
+        self.min_bytes, self.low_bytes = marks.min_bytes, marks.low_bytes
+        self.high_bytes = marks.high_bytes
         self.set_watermarks(kswapd_awake=False)
         self.swap = make_device(
             env, host.swap, costs, frames=self.memory.frames, seed=scenario.scenario.seed,

@@ -38,6 +38,21 @@ class Channels:
         return max(0, self._free_at[0] - now)
 
 
+class BlockQueue:
+    """A block device: `parallelism` requests at a time, and one link of `bandwidth` bytes/s."""
+
+    def __init__(self, parallelism: int, bandwidth: int) -> None:
+        self._channels = Channels(parallelism)
+        self._link = Channels()
+        self._bandwidth = bandwidth
+
+    def request(self, now: int, latency: int, size: int) -> int:
+        """ns until a request made now is done: its channel's latency, and the shared link."""
+        channel = self._channels.reserve(now, latency) + latency
+        transfer = size * 1_000_000_000 // self._bandwidth
+        return max(channel, self._link.reserve(now, transfer) + transfer)
+
+
 class Cores:
     """Host cores by number, shared by vCPUs, kswapd and fault threads.
 

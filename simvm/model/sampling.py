@@ -31,8 +31,9 @@ def guest_values(guest: Guest) -> dict[str, int]:
     backed = guest.backed_by_order
     mmu = add_up([vcpu.core.counters() for vcpu in guest.vcpus])
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
-    faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
-    values, damon = guest.holdings(), guest.host.reclaimer.damon
+    everywhere = guest.all_vcpus
+    faults = [sum(vcpu.core.slat_faults[order] for vcpu in everywhere) for order in range(3)]
+    values, damon = guest.holdings() | guest.mm.values(), guest.host.reclaimer.damon
     values |= {
         "backed_4k_bytes": backed[0],
         "backed_2m_bytes": backed[1],
@@ -78,7 +79,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "oom_kills": guest.oom_kills,
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
-        "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in guest.vcpus),
+        "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in everywhere),
         "throttled_ns": guest.throttled_ns,
         "damon_hot_bytes": damon.compare(guest) if damon is not None else 0,
         "damon_probes": guest.damon_probes,

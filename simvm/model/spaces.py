@@ -23,6 +23,11 @@ class NamedRegion:
         self.core = core
 
     @property
+    def may_be_huge(self) -> bool:
+        """Whether its pages may become 2 MiB: not those of a pool, nor others than THP's."""
+        return self.core.order == 1 and not self.core.pooled
+
+    @property
     def used_bytes(self) -> int:
         """What the program accesses: the same for every size of page."""
         return min(self.asked, self.core.size)

@@ -26,7 +26,8 @@ from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from
 
 if TYPE_CHECKING:
     from simvm import _core
-    from simvm.model.guest import Guest, NamedRegion
+    from simvm.model.guest import Guest
+    from simvm.model.spaces import NamedRegion
     from simvm.scenario import Phase
 
 
@@ -110,9 +111,9 @@ class Task:
         watch = Stopwatch(first.account, guest.host.env.now)
         while (phase.process, phase.region) not in guest.regions:
             try:
-                guest.allocate(phase.process, phase.region, size)
+                guest.allocate(phase.process, phase.region, size, phase.hugetlb)
             except MemoryError:
-                yield from first.live_on(guest.channel.out_of_memory(first, guest))
+                yield from first.live_on(guest.mm.out_of_memory(first))
         watch.stop(guest.host.env.now, f"{guest.name} {phase.name}: making its region")
 
     def close_record(self) -> None:

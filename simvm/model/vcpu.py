@@ -8,7 +8,7 @@ away becomes visible when it next enters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,8 @@ from simvm.model.reclaim import MARGIN
 from simvm.model.swap.cxl import InPlace
 
 if TYPE_CHECKING:
-    from simvm.model.guest import Guest, NamedRegion, Space
+    from simvm.model.guest import Guest
+    from simvm.model.spaces import NamedRegion, Space
     from simvm.scenario import Phase
 
 IDEAL_PARTS = ("compute_ns", "think_ns")
@@ -236,7 +237,7 @@ class VirtualCpu:
             if reason == _core.RUN_STREAM_END:
                 work.stream.feed(next(work.chunks))
             elif reason >= _core.RUN_SWAPPED:
-                yield from self._resolve(reason)
+                yield from self._resolve(reason, work)
 
     def populate(self, pages: list[int], size: int) -> Process:
         """Let the VMM take memory of its own, as it starts; 4 KiB `pages` that stay."""
@@ -253,8 +254,19 @@ class VirtualCpu:
             self.guest.note_backed()
             yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
 
-    def write_by_kernel(self, start: int, size: int) -> Process:
-        """The guest's kernel writes guest-physical memory, as it does when it boots."""
+    def boot(self, start: int, size: int) -> Process:
+        """The guest's kernel writes what it needs for itself."""
+        guest = self.guest
+
+        def note(unwritten: int) -> None:
+            guest.booted_bytes = size - unwritten
+
+        yield from self.write_by_kernel(start, size, note)
+
+    def write_by_kernel(
+        self, start: int, size: int, note: Callable[[int], None] | None = None
+    ) -> Process:
+        """The guest's kernel writes guest-physical memory; `note` is told what is left."""
         guest, host = self.guest, self.guest.host
         scenario = guest.scenario.scenario
         self.core.queue_write(start, size)
@@ -265,11 +277,12 @@ class VirtualCpu:
                 guest.kernel_space, guest.backing, guest.fault_path.train(scenario.train),
                 scenario.train_service,
             )
-            guest.booted_bytes = size - self.core.unwritten_bytes
+            if note is not None:
+                note(self.core.unwritten_bytes)
             yield from self._settle(None)
             if reason == _core.RUN_BUDGET:
                 return
-            yield from self._resolve(reason)
+            yield from self._resolve(reason, None)
 
     def _settle(self, work: Work | None) -> Process:
         """Let the clock catch up with what the core has just done."""
@@ -290,7 +303,9 @@ class VirtualCpu:
         zeroed = core.zeroed_bytes
         if faults != self._guest_faults or zeroed != self._zeroed_bytes:
             service = (faults - self._guest_faults) * guest.host.costs.guest_fault_ns
-            service += (zeroed - self._zeroed_bytes) * 1_000_000_000 // self._zeroing
+            # By differences of totals, so that no part of a ns is lost from slice to slice.
+            service += zeroed * 1_000_000_000 // self._zeroing
+            service -= self._zeroed_bytes * 1_000_000_000 // self._zeroing
             self._guest_faults, self._zeroed_bytes = faults, zeroed
             charges.append(("guest_fault_ns", service))
         traps = guest.trap_ns()
@@ -341,7 +356,7 @@ class VirtualCpu:
         work.think_ns += pause
         yield from self.spend(("think_ns", pause))
 
-    def _resolve(self, reason: int) -> Process:
+    def _resolve(self, reason: int, work: Work | None) -> Process:
         """Do what the core could not, so that it can go on."""
         exits = (
             _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK,
@@ -363,7 +378,18 @@ class VirtualCpu:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
         elif reason == _core.RUN_GUEST_NO_MEMORY:
-            yield from self.live_on(self.guest.channel.out_of_memory(self, self.guest))
+            yield from self.live_on(self.guest.mm.out_of_memory(self))
+        elif reason == _core.RUN_GUEST_PRESSURE:
+            self.guest.mm.wake_if_low()
+        elif reason == _core.RUN_GUEST_SWAPPED:
+            assert work is not None
+            swap = self.guest.mm.swap
+            assert swap is not None
+            asid = work.space.core.asid
+            yield from self.live_on(swap.page_in(self, asid, self.core.fault_address))
+        elif reason == _core.RUN_GUEST_POOL_EMPTY:
+            self.guest.fail("no page left in the guest's own hugetlb pool (SIGBUS)")
+            raise GuestKilled
 
     def live_on(self, attempt: Process) -> Process:
         """Let the guest try to find memory; without it, it dies."""
@@ -371,6 +397,13 @@ class VirtualCpu:
         if not found:
             self.guest.fail("no free memory in the guest")
             raise GuestKilled
+
+    def sleep_on(self, event: simpy.Event, part: str) -> Process:
+        """Wait for an event off the core, and charge the time."""
+        self.leave_core()
+        started = self._env.now
+        yield event
+        self.charge(part, self._env.now - started)
 
     def reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
@@ -407,10 +440,7 @@ class VirtualCpu:
         under_way = guest.reads.get(slot)
         if under_way is not None:
             with self._reading(slot, asleep=True):
-                self.leave_core()
-                started = self._env.now
-                yield under_way
-                self.charge("swap_in_ns", self._env.now - started)
+                yield from self.sleep_on(under_way, "swap_in_ns")
             return
         if guest.cgroup.is_full():
             yield from self.make_room()

@@ -35,6 +35,8 @@ PART_COLOURS: Final[dict[str, str]] = {
     "think_ns": "#A6A6A6",
     "translation_ns": BLUE,
     "guest_fault_ns": SKY,
+    "guest_reclaim_ns": "#44AA99",
+    "guest_swap_in_ns": "#117733",
     "page_table_trap_ns": "#882255",
     "fault_wait_ns": YELLOW,
     "fault_service_ns": ORANGE,

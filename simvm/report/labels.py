@@ -18,6 +18,8 @@ PART_LABELS: Final[dict[str, str]] = {
     "think_ns": "think",
     "translation_ns": "translation",
     "guest_fault_ns": "guest faults",
+    "guest_reclaim_ns": "reclaim in the guest",
+    "guest_swap_in_ns": "swap-in in the guest",
     "page_table_trap_ns": "page-table traps",
     "fault_wait_ns": "SLAT faults: wait",
     "fault_service_ns": "SLAT faults: service",

@@ -17,6 +17,7 @@ from simvm.hardware import Cpu, load_cpu
 from simvm.scenario import (
     check_backing,
     check_channels,
+    check_guest_memory,
     check_passthrough,
     check_reclaim,
     check_swap,
@@ -55,6 +56,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from _regions(where, guest)
         yield from check_channels.findings(scenario.host, where, guest)
         yield from check_passthrough.findings(scenario.host, where, guest)
+        yield from check_guest_memory.findings(where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
@@ -348,9 +350,12 @@ def trace_region_bytes(file: str) -> int:
 def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
     """Follow the regions through the phases: made before used, and within the guest's memory."""
     uses = (f"{where}.workload", f"{where}.memory", f"{where}.boot", f"{where}.page_size",
-            f"{where}.virtualization")  # fmt: skip
+            f"{where}.virtualization", f"{where}.swap", f"{where}.hugetlb",
+            f"{where}.reclaim")  # fmt: skip
     live: dict[tuple[str, str], int] = {}
     made_by: dict[tuple[str, str], str] = {}
+    pages: dict[tuple[str, str], int] = {}
+    pooled: set[tuple[str, str]] = set()
     peaks: dict[str, int] = {}
     for phase in guest.workload:
         at, place = f"{where}.workload.{phase.name}", (phase.process, phase.region)
@@ -361,7 +366,9 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
                     f"{at}.region", f"{phase.region!r} is there already",
                     "free it first, or choose another name", uses,
                 )  # fmt: skip
-            live[place], made_by[place] = _rounded(guest, size), phase.task
+            page = pages[place] = check_guest_memory.page_of(guest, phase)
+            live[place], made_by[place] = -(-size // page) * page, phase.task
+            (pooled.discard if phase.hugetlb is None else pooled.add)(place)
         if place not in live:
             yield Finding(
                 f"{at}.region", f"no earlier phase of the process {phase.process!r} allocates "
@@ -371,12 +378,13 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
             continue
         yield from (Finding(f"{at}.{key}", rule, fix, uses) for key, rule, fix in
                     _fits_region(phase, live[place]))  # fmt: skip
-        held = sum(bytes_ for key, bytes_ in live.items() if made_by[key] == phase.task)
+        own = {key: bytes_ for key, bytes_ in live.items() if key not in pooled}
+        held = sum(bytes_ for key, bytes_ in own.items() if made_by[key] == phase.task)
         peaks[phase.task] = max(peaks.get(phase.task, 0), held)
-        if size is not None and sum(peaks.values()) > guest_capacity(guest, live.values()):
-            yield _too_much(at, guest, sum(peaks.values()), live.values(), uses)
+        if size is not None and sum(peaks.values()) > guest_capacity(guest, own.values()):
+            yield _too_much(at, guest, sum(peaks.values()), own.values(), uses)
             return
-        yield from _freed(at, guest, phase, live, uses)
+        yield from _freed(at, phase, pages[place], live, uses)
 
 
 def _made(phase: Phase) -> int | None:
@@ -387,11 +395,6 @@ def _made(phase: Phase) -> int | None:
         except InvalidInput:
             return PAGE  # reported where the trace is checked
     return phase.allocate
-
-
-def _rounded(guest: GuestClass, size: int) -> int:
-    page = guest.page_size if guest.is_vm else PAGE
-    return -(-size // page) * page
 
 
 def _fits_region(phase: Phase, size: int) -> Iterator[_Wrong]:
@@ -412,8 +415,8 @@ def _fits_region(phase: Phase, size: int) -> Iterator[_Wrong]:
 
 def _freed(
     at: str,
-    guest: GuestClass,
     phase: Phase,
+    page: int,
     live: dict[tuple[str, str], int],
     uses: tuple[str, ...],
 ) -> Iterator[Finding]:
@@ -425,11 +428,10 @@ def _freed(
     if phase.free == "none":
         return
     size = int(phase.free) * phase.repeat
-    page = guest.page_size if guest.is_vm else PAGE
     if int(phase.free) % page:
         yield Finding(
             f"{at}.free", f"must be whole guest pages of {format_bytes(page)}",
-            f'write "{format_bytes(_rounded(guest, int(phase.free)))}"', uses,
+            f'write "{format_bytes(-(-int(phase.free) // page) * page)}"', uses,
         )  # fmt: skip
     elif size > live[place] or (size == live[place] and phase.repeat > 1):
         yield Finding(
@@ -443,15 +445,20 @@ def _freed(
 
 
 def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
-    """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
+    """Bytes that `regions` can have: guest memory without boot, struct pages, pools and tables.
+
+    And the guest's own swap.
+    """
     if not guest.is_vm:
         return guest.memory
     kernel = guest.boot + struct_page_bytes(guest.memory_max)
+    kernel += check_guest_memory.pools_bytes(guest)
+    kernel += (guest.reclaim.min_free or 0) if guest.reclaim is not None else 0
     if guest.page_size == GIB:
         most = guest.memory_max // GIB
         return max(0, most - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
     tables = sum((size // (2 * MIB) + _UPPER_TABLE_PAGES) * PAGE for size in regions)
-    return max(0, guest.memory_max - kernel - tables)
+    return max(0, guest.memory_max - kernel - tables) + check_guest_memory.swap_bytes(guest)
 
 
 def _too_much(
@@ -466,6 +473,7 @@ def _too_much(
     )
     if guest.is_vm:
         rule += " beside boot, struct pages and page tables"
+        rule += ", with its swap" if check_guest_memory.swap_bytes(guest) else ""
         rule += " (in whole pages of 1 GiB)" if guest.page_size == GIB else ""
     fix = f'allocate less, or write memory = "{format_bytes(-(-more // unit) * unit)}"'
     return Finding(f"{at}.allocate", rule, fix, uses)

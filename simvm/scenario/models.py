@@ -31,6 +31,7 @@ from simvm.scenario.backing import Defrag, Fragmentation, Khugepaged
 from simvm.scenario.base import Model, choice
 from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
+from simvm.scenario.guest_memory import GuestMemoryKeys
 from simvm.scenario.ksm import Ksm
 from simvm.scenario.passthrough import Operations
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
@@ -156,6 +157,8 @@ class Phase(Model):
     """vCPUs it runs on."""
     allocate: f.PageMultiple | None = None
     """Size of the region that this phase makes; without it, the region is an earlier phase's."""
+    hugetlb: f.HugePageSize | None = None
+    """The region that it makes takes huge pages from the guest's pool of this size."""
     pattern: Pattern | None = None
     accesses: f.Count | None = None
     """Closed loop: accesses of one guest, split over its threads."""
@@ -192,7 +195,7 @@ class Phase(Model):
 # --- guests -----------------------------------------------------------------------------
 
 
-class GuestClass(Model):
+class GuestClass(GuestMemoryKeys):
     """A class of guests, all alike."""
 
     count: f.Guests = 1

@@ -51,7 +51,9 @@ class Balloon(NoChannel):
             wanted = self._controller.wanted(guest, self.withheld_bytes)
             pages = (wanted - self.withheld_bytes) // self._page
             if pages > 0:
-                taken = self._take(guest, min(pages, MESSAGE_PAGES))
+                most = min(pages, MESSAGE_PAGES)
+                room = yield from guest.mm.room_for(most * self._page, thread)
+                taken = self._take(guest, min(most, room // self._page))
                 if taken:
                     yield from self._inflate(guest, thread, taken)
                 else:

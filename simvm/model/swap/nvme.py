@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from simvm.hardware.geometry import PAGE
-from simvm.model.queues import Channels
+from simvm.model.queues import BlockQueue
 from simvm.model.swap.base import Free, Run, SwapDevice, Wait
 from simvm.model.swap.latency import Latency
 from simvm.scenario.swap import p99_of
@@ -42,9 +42,10 @@ class Nvme(SwapDevice):
         super().__init__(env, settings.size, costs.swap_fault_ns)
         mean = settings.latency or costs.nvme_latency_ns
         self._latency = Latency(mean, p99_of(settings, costs), seed, f"{label}/nvme")
-        self._bandwidth = settings.bandwidth or costs.nvme_bandwidth_bytes_per_s
-        self._channels = Channels(settings.parallelism or costs.nvme_parallelism)
-        self._link = Channels()
+        self._queue = BlockQueue(
+            settings.parallelism or costs.nvme_parallelism,
+            settings.bandwidth or costs.nvme_bandwidth_bytes_per_s,
+        )
         self._under_writeback: dict[int, Writeback] = {}
 
     def write(self, run: Run, free: Free) -> int:
@@ -88,8 +89,5 @@ class Nvme(SwapDevice):
         super().free_slots(slots)
 
     def _request(self, size: int) -> int:
-        """ns until a request made now is done: its channel's latency, and the shared link."""
-        now, latency = self._env.now, self._latency.draw()
-        channel = self._channels.reserve(now, latency) + latency
-        transfer = size * 1_000_000_000 // self._bandwidth
-        return max(channel, self._link.reserve(now, transfer) + transfer)
+        """ns until a request made now is done."""
+        return self._queue.request(self._env.now, self._latency.draw(), size)
