@@ -64,7 +64,7 @@ cdef inline void look_around(Backing *b, uint64_t address, int to, Aged *out) no
     if entry == NULL or order != 0:
         return
     slot = index_in(b.table, address, 1)
-    first = 0 if slot < AROUND // 2 else min(slot - AROUND // 2, <uint64_t>(512 - AROUND))
+    first = min(slot - min(slot, <uint64_t>(AROUND // 2)), <uint64_t>(512 - AROUND))
     address &= ~(span_of(1) - 1)
     for slot in range(first, first + AROUND):
         if node.entry[slot] & LEAF:
