@@ -149,6 +149,19 @@ def test_what_is_swapped_out_must_come_back_before_a_collapse() -> None:
     assert guest.backing.look_at(0) == (509, 0, 1, 0, 2)
 
 
+def test_a_page_in_slower_memory_keeps_its_range_as_it_is() -> None:
+    guest = Guest(order=0, tier=4 * MIB)
+    guest.write(0, 512 * PAGE)
+    folio = guest.folios()[3]
+    frame = guest.host.address_of(folio)
+    guest.host.swap_out(folio, 9)
+    guest.backing.swap_in(3 * PAGE, guest.host.tier.allocate_4k(), 1)
+    guest.host.frames.free_4k(frame)
+    assert guest.backing.look_at(0) == (512, 0, 0, 0, 1)
+    with pytest.raises(ValueError, match="4 KiB pages alone"):
+        guest.backing.collapse(0, guest.host.frames.allocate_2m())
+
+
 def test_the_pages_of_a_partly_unmapped_block_give_it_back() -> None:
     """Its 4 KiB mappings lie within a block that is held whole; a collapse frees that block."""
     guest = Guest()

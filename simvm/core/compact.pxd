@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.blocks cimport (BLOCK_BROKEN_MOVABLE, BLOCK_BROKEN_UNMOVABLE, NO_PAGE, Blocks,
                                 alloc_in, free_4k)
 from simvm.core.folios cimport folio_id, folio_push, folio_replace
-from simvm.core.hostmem cimport PARTIAL_LIST, UNEVICTABLE_LIST, claim_pages, release_frame
+from simvm.core.hostmem cimport PARTIAL_LIST, UNEVICTABLE_LIST, claim_pages, in_tier, release_frame
 from simvm.core.shadow cimport shadow_drop_leaf
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, PRESENT, SWAPPED, TARGET, Node, Table,
                                child_of, deposit, find_entry, find_frame, has_frame, is_child,
@@ -29,7 +29,7 @@ cdef struct Range:        # the 4 KiB entries under 2 MiB
     int none
     int swapped
     int accessed
-    int fixed             # cannot be isolated: on no list, or held by a change of protection
+    int fixed             # not to be joined: on no list, held by mprotect, or of a tier
 
 
 cdef inline bint page_moves(const Host *h, uint32_t page) noexcept nogil:
@@ -110,7 +110,7 @@ cdef inline void look_at(Backing *b, const Node *node, Range *r) noexcept nogil:
             page = folio_id(&b.host.folios, entry & TARGET, 0)
             r.present += 1
             r.accessed += (entry & ACCESSED) != 0 or b.shadow != NULL
-            r.fixed += not in_use_by_one(b.host, page)
+            r.fixed += not can_join(b.host, page)
         elif has_frame(entry):
             r.fixed += 1
         elif entry & SWAPPED:
@@ -119,10 +119,11 @@ cdef inline void look_at(Backing *b, const Node *node, Range *r) noexcept nogil:
             r.none += 1
 
 
-cdef inline bint in_use_by_one(const Host *h, uint32_t page) noexcept nogil:
-    """Whether a mapped page is on a list, by itself or as a part of a block."""
-    return (0 < h.folios.where[page] < PARTIAL_LIST
-            or h.folios.where[h.folios.n_pages + (page >> 9)] == PARTIAL_LIST)
+cdef inline bint can_join(const Host *h, uint32_t page) noexcept nogil:
+    """Whether a mapped page is of RAM and on a list, by itself or as a part of a block."""
+    return (not in_tier(h, h.folios.base + (<uint64_t>page << 12))
+            and (0 < h.folios.where[page] < PARTIAL_LIST
+                 or h.folios.where[h.folios.n_pages + (page >> 9)] == PARTIAL_LIST))
 
 
 cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept nogil:
@@ -143,7 +144,7 @@ cdef inline int collapse(Backing *b, uint64_t address, uint64_t frame) noexcept 
     for i in range(512):
         entry = node.entry[i]
         if entry != 0 and not (entry & LEAF
-                               and in_use_by_one(h, folio_id(&h.folios, entry & TARGET, 0))):
+                               and can_join(h, folio_id(&h.folios, entry & TARGET, 0))):
             return -1
     for i in range(512):
         entry = node.entry[i]

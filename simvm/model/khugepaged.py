@@ -8,7 +8,8 @@ zeroing of what is missing, and a shootdown. Faults of the guest wait meanwhile,
 address space is locked. If no block is to be had it sleeps long.
 
 Left out: the SLAT's own fault after a collapse (one table mirrors the other), pages that
-processes share, and under shadow paging the A bits, where every page counts as accessed.
+processes share or that lie in slower memory, and under shadow paging the A bits, where every
+page counts as accessed.
 """
 
 from __future__ import annotations
