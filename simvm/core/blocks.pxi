@@ -126,7 +126,7 @@ cdef class BlockAllocator:
         """Allocate the blocks of a range whole, and move what `tables` map there elsewhere.
 
         And what the page cache of `kernel` holds there.
-        Addresses of those that could be, and how many pages of 4 KiB and 2 MiB have moved.
+        Addresses of those that could be, and where pages of 4 KiB and of 2 MiB have gone.
         Page tables, 1 GiB pages and what no table maps stay, and so does their block. A leaf
         that has moved needs a flush.
         """
@@ -134,13 +134,15 @@ cdef class BlockAllocator:
         cdef PageTable each
         cdef uint32_t k
         cdef uint64_t[::1] ours = np.zeros((size >> 21) * 8 + 1, dtype=np.uint64)
+        cdef uint64_t[::1] pages = np.empty((size >> 12) + 1, dtype=np.uint64)
+        cdef uint64_t[::1] large = np.empty((size >> 21) + 1, dtype=np.uint64)
         if start % (1 << 21) or size % (1 << 21) or start < self.c.base:
             raise ValueError("a range to vacate is whole blocks")
         if start + size > self.c.base + self.size:
             raise ValueError("a range to vacate must be memory that there is")
         memset(&v, 0, sizeof(v))
         v.b, v.first, v.n = self.c, blocks.block_of(self.c, start), <uint32_t>(size >> 21)
-        v.ours = &ours[0]
+        v.ours, v.to[0], v.to[1] = &ours[0], &pages[0], &large[0]
         v.kernel = NULL if kernel is None else &kernel.c
         if vacate.isolate_free(&v):
             for each in tables:
@@ -149,7 +151,9 @@ cdef class BlockAllocator:
                 vacate.move_files(&v)
         vacate.settle(&v)
         done = [start + (<uint64_t>k << 21) for k in range(v.n) if vacate.all_ours(&v, k)]
-        return done, (v.moved[0], v.moved[1])
+        return done, (
+            np.asarray(pages)[: v.moved[0]].tolist(), np.asarray(large)[: v.moved[1]].tolist()
+        )
 
     @property
     def blocks_freed(self):

@@ -20,7 +20,8 @@ cdef struct Vacating:
     uint32_t first
     uint32_t n
     uint64_t *ours       # 8 words a block: pages that nobody else has
-    uint64_t moved[2]    # pages of 4 KiB and 2 MiB
+    uint64_t *to[2]      # where pages of 4 KiB and 2 MiB have gone
+    uint64_t moved[2]
 
 
 cdef inline uint32_t next_free_block(const Blocks *b, uint32_t i) noexcept nogil:
@@ -108,6 +109,7 @@ cdef inline void move_below(Vacating *v, Node *node) noexcept nogil:
             v.ours[<uint64_t>(i - v.first) * ALL_WORDS + (page >> 6)] |= <uint64_t>1 << (page & 63)
         if v.kernel != NULL:
             relist(v.kernel, target, new, node.level - 1)
+        v.to[node.level - 1][v.moved[node.level - 1]] = new
         v.moved[node.level - 1] += 1
         node.entry[e] = new | (node.entry[e] & ~TARGET)
 
@@ -131,6 +133,7 @@ cdef inline void move_files(Vacating *v) noexcept nogil:
                 return
             move_page(v.kernel, page, new)
             ours[0] |= <uint64_t>1 << (p & 63)
+            v.to[0][v.moved[0]] = new
             v.moved[0] += 1
 
 

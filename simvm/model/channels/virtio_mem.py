@@ -12,7 +12,7 @@ tries again after 50 s, then 100 s, up to 300 s, or when the host asks for anoth
 they are plugged. Memory above `memory` is unplugged at boot. With the first device block of one of
 its memory blocks Linux needs struct pages for all of it, out of what it has; they go with the last.
 
-Left out: zones; what moves is backed at its new place when it is touched next, not as it is copied.
+Left out: zones.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.channels.none import NoChannel
 from simvm.model.channels.sizing import Controller, extents_of
+from simvm.model.guest_memory.threads import GuestThread
 from simvm.model.host import STRUCT_PAGE_BYTES
-from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Process
 from simvm.scenario.check_channels import LINUX_BLOCK
 from simvm.workload.patterns import random_bits
@@ -54,7 +54,7 @@ class VirtioMem(NoChannel):
 
     def serve(self, guest: Guest) -> Process:
         self._start(guest)
-        thread = KernelThread(guest)
+        thread = GuestThread(guest)
         retry, before = RETRY_NS, 0
         while True:
             asked = guest.host.env.now
@@ -93,7 +93,7 @@ class VirtioMem(NoChannel):
             guest.memory.break_2m(address)
             guest.memory.free_many(address + np.arange(1, 512, dtype=np.uint64) * PAGE)
 
-    def _unplug(self, guest: Guest, thread: KernelThread, blocks: int) -> Process:
+    def _unplug(self, guest: Guest, thread: GuestThread, blocks: int) -> Process:
         """Try to unplug device blocks, the highest first, a block of Linux at a time."""
         group = max(LINUX_BLOCK, self._size)
         for start in reversed(range(0, guest.config.memory_max, group)):
@@ -111,16 +111,20 @@ class VirtioMem(NoChannel):
                     free = guest.memory.free_2m if pages == 512 else guest.memory.free_4k
                     free(address)
 
-    def _offline(self, guest: Guest, thread: KernelThread, tried: list[int]) -> Process:
+    def _offline(self, guest: Guest, thread: GuestThread, tried: list[int]) -> Process:
         """One attempt at some device blocks: those that are unplugged now."""
         costs, size = guest.host.costs, self._size
         free: set[int] = set()
+        copied: list[int] = []
+        copied_large: list[int] = []
         cost = len(tried) * (size // BLOCK) * costs.virtio_mem_unplug_ns
         for start, length in extents_of(tried, size):
             guest.hint_calls += 1
-            done, spent = guest.vacate(start, length)
+            done, (small, large), spent = guest.vacate(start, length)
             free.update(done)
             cost += spent
+            copied += small
+            copied_large += large
         taken = [
             block for block in tried if all(at in free for at in range(block, block + size, BLOCK))
         ]  # fmt: skip
@@ -129,6 +133,8 @@ class VirtioMem(NoChannel):
                 for address in sorted(free & set(range(block, block + size, BLOCK))):
                     guest.memory.free_2m(address)
         yield from thread.spend(cost)
+        yield from thread.write(copied)
+        yield from thread.write(copied_large, BLOCK)
         yield from thread.sleep(guest.mmu_lock.wait(guest.host.env.now))
         cost = guest.zap_all([(block, size) for block in taken], size)
         self._unplugged.update(taken)
@@ -136,7 +142,7 @@ class VirtioMem(NoChannel):
         yield from thread.spend(cost)
         return taken
 
-    def _plug(self, guest: Guest, thread: KernelThread, blocks: int) -> Process:
+    def _plug(self, guest: Guest, thread: GuestThread, blocks: int) -> Process:
         """Plug device blocks, the lowest first, a block of Linux at a time.
 
         One whose struct pages have no room is left, as are those above it.
@@ -151,6 +157,8 @@ class VirtioMem(NoChannel):
                 if guest.memory.free_bytes < needed:
                     return
                 self._memmaps[start] = _struct_pages(guest, needed)
+                for address, pages in self._memmaps[start]:
+                    yield from thread.write([address], pages * PAGE)
             guest.hint_calls += 1
             yield from thread.spend(len(group) * each)
             for block in group:
