@@ -172,17 +172,19 @@ class GuestMemory:
 
     # --- what the guest's translations are told -----------------------------------------
 
-    def unmapped(self, asid: int, address: int, size: int, pages: list[int]) -> None:
+    def unmapped(
+        self, asid: int, address: int, size: int, pages: list[int], page: int = PAGE
+    ) -> None:
         """The kernel changed what [address, address + size) of a process maps.
 
-        `pages` are those that were mapped there, of 4 KiB: shadow tables forget them.
+        `pages` are those that were mapped there, of `page` bytes: shadow tables forget them.
         """
         guest = self.guest
         guest.flush_process(asid, address, size)
         if guest.shadow is not None:
             guest.shadow.note_writes(len(pages))
-            for page in pages:
-                guest.shadow.drop(page, PAGE)
+            for start in pages:
+                guest.shadow.drop(start, page)
 
     def shoot_down(self) -> int:
         """Tell the other vCPUs of changed mappings; ns of the one who asks.

@@ -157,7 +157,7 @@ class GuestReclaimer:
             frame = kernel.address_of(folio)
             if kernel.order_of(folio):
                 kernel.split(folio, ANON)
-                mm.unmapped(asid, va, BLOCK, [])
+                mm.unmapped(asid, va, BLOCK, [frame], BLOCK)
                 cost += self._costs.thp_split_ns
                 splits += 1
                 continue
