@@ -292,6 +292,20 @@ def test_peaks_are_the_highest_of_the_timeline(pressed: Any) -> None:
     ]
 
 
+def test_a_guest_that_runs_short_by_itself_is_under_a_pressure_of_its_own() -> None:
+    """320 MiB of a program in a guest of 256 MiB that swaps, on a host with room for all: the
+    guest's kernel sees stalls, and its kswapd's; the host has none."""
+    work = small.phase(allocate=320 * MIB, accesses=20_000)
+    swap = {"device": "nvme", "size": 512 * MIB}
+    short = small.result({"vm": small.guest(work, memory=256 * MIB, swap=swap)})
+    totals = small.one(short)["totals"]
+    assert totals["psi_some_ns"] == totals["psi_full_ns"] == 0
+    assert 0 < totals["guest_psi_full_ns"] <= totals["guest_psi_some_ns"]
+    assert short.summary["host"]["psi_some"] == 0
+    roomy = small.result({"vm": small.guest(work, memory=512 * MIB, swap=swap)})
+    assert small.one(roomy)["totals"]["guest_psi_some_ns"] == 0
+
+
 # --- refault distances ------------------------------------------------------------------
 
 

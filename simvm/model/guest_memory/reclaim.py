@@ -23,6 +23,7 @@ from simvm.hardware.geometry import BLOCK, PAGE
 from simvm.model.guest_memory.lists import ANON, FILE, Balance, look
 from simvm.model.guest_memory.threads import Payer
 from simvm.model.kernel_threads import KernelThread
+from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.reclaim import MAX_RETRIES
 from simvm.model.swap import Run
@@ -63,19 +64,22 @@ class GuestReclaimer:
     def serve(self) -> Process:
         """The guest's kswapd."""
         thread, memory = KernelThread(self._mm.guest), self._memory
+        stalls = Stalls(self._mm.guest.own_pressure)
         high = self._mm.watermarks.high_bytes
         while True:
             if not self._awake:
                 yield self._wake
                 self._wake = self._env.event()
             idle = 0
-            while memory.free_bytes < high and idle < MAX_RETRIES:
-                if memory.free_bytes + self._writing_bytes < high:
-                    progress, cost = self._shrink()
-                    yield from thread.spend(cost)
-                    idle = 0 if progress else idle + 1
-                else:
-                    yield self._written()
+            with stalls.stalled():
+                while memory.free_bytes < high and idle < MAX_RETRIES:
+                    if memory.free_bytes + self._writing_bytes < high:
+                        progress, cost = self._shrink()
+                        yield from thread.spend(cost)
+                        idle = 0 if progress else idle + 1
+                    else:
+                        yield self._written()
+            stalls.rest()
             if idle:
                 # Nothing to take for now: leave it to who allocates, look again later.
                 yield from thread.sleep(self._costs.timeslice_ns)
