@@ -1,6 +1,6 @@
 """Puts real numbers, tables and pictures into README.md and the pages of docs/.
 
-    python -m docs.refresh              run the three scenarios, then rewrite everything
+    python -m docs.refresh              run the three scenarios and `validate`, rewrite everything
     python -m docs.refresh --tables     the tables alone, without the scenarios
 
 A block that this program owns stands between ``<!-- begin NAME -->`` and
@@ -18,28 +18,29 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from docs.findings import findings, worked_example
 from simvm import validation
 from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
 from simvm.hardware.formats import FORMATS, leaf_bytes, root_bytes
 from simvm.report.labels import METRICS
 from simvm.results import Timeline, read_json
 from simvm.scenario import json_schema
-from simvm.units import format_bytes, format_ns, human_bytes
+from simvm.units import format_bytes, format_ns
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = ("passthrough", "overcommit", "trace")
+SCENARIOS = tuple(sorted(path.stem for path in (ROOT / "scenarios").glob("*.toml")))
 IMAGES = {
     "passthrough-tradeoff": ("passthrough", "tradeoff"),
     "passthrough-footprint": ("passthrough", "footprint"),
     "overcommit-slowdown": ("overcommit", "slowdown"),
 }
 LARGEST_IMAGE = 300_000
-KIB = 1 << 10
 
 
 # --- blocks -----------------------------------------------------------------------------
@@ -117,183 +118,6 @@ def run_scenarios(directory: Path, names: Sequence[str] = SCENARIOS) -> Runs:
         return Runs(directory, dict(zip(names, pool.map(run, names), strict=True)))
 
 
-class Interval:
-    """What happened on the host between two samples of a run."""
-
-    def __init__(self, timeline: Timeline, first: int, last: int) -> None:
-        self._timeline = timeline
-        self._first = first
-        self._last = last
-
-    def change(self, counter: str) -> float:
-        """How much a counter grew."""
-        values = self._timeline.values(counter)
-        return float(values[self._last] - values[self._first])
-
-    @property
-    def loads_per_walk(self) -> float:
-        return self.change("walk_loads") / self.change("walks")
-
-    @property
-    def misses_per_kaccess(self) -> float:
-        return 1000 * self.change("tlb_misses") / self.change("accesses")
-
-    @property
-    def slowdown(self) -> float:
-        return self.change("elapsed_ns") / self.change("ideal_ns")
-
-
-def before_swapping(timeline: Timeline) -> Interval:
-    """From the start to the last sample at which nothing had been swapped out."""
-    quiet = [row for row, pages in enumerate(timeline.values("swap_outs")) if pages == 0]
-    return Interval(timeline, 0, quiet[-1])
-
-
-def last_of(timeline: Timeline, share: float) -> Interval:
-    """The last part of a run, as a share of its simulated time."""
-    times = timeline.values("time_ns")
-    start = times[-1] * (1 - share)
-    return Interval(timeline, int((times <= start).sum()) - 1, len(times) - 1)
-
-
-# --- what README says -------------------------------------------------------------------
-
-
-def closing_table(answer: str) -> str:
-    """A command's table without the blanks around it."""
-    lines = [line.rstrip() for line in answer.splitlines()]
-    return "\n".join(lines).strip("\n") + "\n"
-
-
-def worked_example(runs: Runs) -> str:
-    """The command that `make demo` runs, and what it prints."""
-    return (
-        "```console\n$ python -m simvm scenario scenarios/passthrough.toml --out runs/passthrough\n"
-        f"{closing_table(runs.answers['passthrough'])}```\n"
-    )
-
-
-def findings(runs: Runs) -> str:
-    """What the scenarios show, in their own numbers."""
-    return "\n".join([*_passthrough(runs), "", *_overcommit(runs), "", *_trace(runs), ""])
-
-
-def _passthrough(runs: Runs) -> Iterator[str]:
-    rows = runs.comparison("passthrough")
-    base, thp, hugetlb, small, container = (
-        rows[name] for name in ("base", "thp", "hugetlb", "pages_4k", "container")
-    )
-    peaks = {name: runs.summary("passthrough", name)["host"]["peaks"] for name in rows}
-    yield "`scenarios/passthrough.toml`, with 2 MiB host pages in all variants but `pages_4k`:"
-    yield ""
-    yield (
-        "- **The same TLB reach as THP.** An entry covers the smaller of the guest's and the "
-        f"host's page, 2 MiB in both: {base['tlb_misses_per_kaccess']:.1f} misses per 1,000 "
-        f"accesses in `base`, {thp['tlb_misses_per_kaccess']:.1f} in `thp`."
-    )
-    yield (
-        f"- **Shorter walks.** {base['loads_per_walk']:.2f} loads and "
-        f"{base['cycles_per_walk']:.1f} cycles a walk in `base`, {thp['loads_per_walk']:.2f} and "
-        f"{thp['cycles_per_walk']:.1f} in `thp`; slowdown {base['slowdown']:.2f}× against "
-        f"{thp['slowdown']:.2f}×."
-    )
-    yield (
-        f"- **Smaller tables.** Page tables peak at {_kib(base['peak_tables_bytes'])} against "
-        f"{_kib(thp['peak_tables_bytes'])}, of which the guests' own are "
-        f"{_kib(peaks['base']['guest_tables_bytes'])} against "
-        f"{_kib(peaks['thp']['guest_tables_bytes'])}. Larger is what THP keeps in reserve to split "
-        "its pages, in the guest as well as in the host: deposited tables peak at "
-        f"{human_bytes(base['peak_deposited_tables_bytes'])} against "
-        f"{human_bytes(thp['peak_deposited_tables_bytes'])}."
-    )
-    yield (
-        "- **1 GiB pages that the guest zeroes back all of each page.** `hugetlb` backs "
-        f"{human_bytes(hugetlb['peak_backed_bytes'])} at its peak, `base` "
-        f"{human_bytes(base['peak_backed_bytes'])} for the same work at the same slowdown "
-        f"({hugetlb['slowdown']:.2f}× and {base['slowdown']:.2f}×): only what is touched, in 2 MiB "
-        f"pieces. `thp` backs {human_bytes(thp['peak_backed_bytes'])}: the saving is over hugetlb."
-    )
-    yield (
-        "- **Freed memory goes back.** Memory that is backed though free in the guest peaks at "
-        f"{human_bytes(peaks['base']['stranded_bytes'])} in `base`, at "
-        f"{human_bytes(peaks['thp']['stranded_bytes'])} in `thp`, which has no channel."
-    )
-    yield (
-        f"- **A container walks least.** {container['loads_per_walk']:.2f} loads and "
-        f"{container['cycles_per_walk']:.1f} cycles a walk, slowdown {container['slowdown']:.2f}×: "
-        "passthrough shortens the first dimension, and only a container is without the second."
-    )
-    yield (
-        f"- **4 KiB pages** hold {human_bytes(small['peak_backed_bytes'])}, because each record of "
-        "64 KiB is used in its first page alone; they take "
-        f"{small['loads_per_walk']:.2f} loads and {small['cycles_per_walk']:.0f} cycles a walk, "
-        f"miss {small['tlb_misses_per_kaccess']:.0f} times in 1,000 accesses, and slow the guests "
-        f"down {small['slowdown']:.2f}×."
-    )
-
-
-def _overcommit(runs: Runs) -> Iterator[str]:
-    rows = runs.comparison("overcommit")
-    base, roomy, slow = (rows[name] for name in ("base", "roomy", "slow_swap"))
-    host = runs.host("overcommit", "base")
-    large, small = host.values("backed_2m_bytes"), host.values("backed_4k_bytes")
-    first, last = before_swapping(host), last_of(host, 0.1)
-    yield "`scenarios/overcommit.toml`, 12 GiB promised on a host of 8 GiB, and `roomy` on 16 GiB:"
-    yield ""
-    yield (
-        "- **Reclaim breaks the host's huge pages.** Memory backed by 2 MiB pages peaks at "
-        f"{human_bytes(round(large.max()))} and ends at {human_bytes(round(large[-1]))}; that "
-        f"backed by 4 KiB pages grows from {human_bytes(round(small[0]))} to "
-        f"{human_bytes(round(small[-1]))}."
-    )
-    yield (
-        f"- **Walks get longer and guests slower.** {base['loads_per_walk']:.2f} loads a walk "
-        f"against {roomy['loads_per_walk']:.2f}, {base['tlb_misses_per_kaccess']:.0f} misses per "
-        f"1,000 accesses against {roomy['tlb_misses_per_kaccess']:.0f}, slowdown "
-        f"{base['slowdown']:.2f}× against {roomy['slowdown']:.2f}×; {slow['slowdown']:.2f}× with a "
-        "swap device of ten times the latency."
-    )
-    yield (
-        "- **It outlasts the swapping.** In the last tenth of the run "
-        f"{last.change('swap_ins'):,.0f} pages come back from swap, yet a walk takes "
-        f"{last.loads_per_walk:.2f} loads (before the first page was swapped: "
-        f"{first.loads_per_walk:.2f}), 1,000 accesses miss "
-        f"{last.misses_per_kaccess:.0f} times, and the slowdown is {last.slowdown:.2f}×."
-    )
-
-
-def _trace(runs: Runs) -> Iterator[str]:
-    rows = runs.comparison("trace")
-    base, thp, small, container = (
-        rows[name] for name in ("base", "thp", "pages_4k", "container")
-    )
-    yield "`scenarios/trace.toml`, a recording of GNU `sort` that four guests replay:"
-    yield ""
-    yield (
-        "- **A program with good locality hardly walks under large pages.** "
-        f"{base['tlb_misses_per_kaccess']:.2f} misses per 1,000 accesses in `base` and "
-        f"{thp['tlb_misses_per_kaccess']:.2f} in `thp`, "
-        f"{small['tlb_misses_per_kaccess']:.1f} in `pages_4k`; translation costs "
-        f"{_share(runs, 'base'):.1%} and {_share(runs, 'pages_4k'):.1%} of the ideal time."
-    )
-    yield (
-        f"- **Nearly all of its slowdown is first touches**, {base['slowdown']:.2f}× in `base`, "
-        f"{thp['slowdown']:.2f}× in `thp`, {small['slowdown']:.2f}× in `pages_4k` and "
-        f"{container['slowdown']:.2f}× in `container`: the host zeroes what it backs, and in `thp` "
-        "and `pages_4k` the guest zeroes it again."
-    )
-
-
-def _share(runs: Runs, variant: str) -> float:
-    """Translation over ideal time in the recorded program's phase."""
-    totals = runs.summary("trace", variant)["host"]["totals"]
-    return float(totals["translation_ns"] / totals["ideal_ns"])
-
-
-def _kib(count: int) -> str:
-    return f"{count // KIB} KiB"
-
-
 # --- reference tables -------------------------------------------------------------------
 
 
@@ -316,24 +140,41 @@ def _scopes(column: Column) -> str:
 
 def headline_table() -> str:
     """The rows of the closing table."""
-    rows = [(f"`{metric.key}`", metric.label, metric.meaning) for metric in METRICS]
-    return _table(("key", "row", "meaning"), rows)
+    return _table(("key", "row", "meaning"), [(f"`{m.key}`", m.label, m.meaning) for m in METRICS])
 
 
 def key_tables() -> str:
     """Every key of a scenario: from the JSON Schema, which the models themselves write."""
     definitions = json_schema()["$defs"]
     tables = (
-        ("[scenario]", "Meta"), ("[host]", "Host"), ("host.reclaim", "Reclaim"),
-        ("host.swap", "Swap"), ("host.hugetlb", "Hugetlb"), ("[guest.NAME]", "GuestClass"),
-        ("guest.NAME.channel", "Channel"), ("[[guest.NAME.workload]]", "Phase"),
+        ("[scenario]", "Meta"), ("[host]", "Host"), *_choices("host.reclaim", "policy", "Reclaim"),
+        ("host.reclaim.proactive", "Proactive"), *_choices("host.swap", "device", "Swap"),
+        ("host.ksm", "Ksm"), ("host.hugetlb", "Hugetlb"), ("host.khugepaged", "Khugepaged"),
+        ("host.fragmentation", "Fragmentation"),
+        ("[guest.NAME]", "GuestClass"), ("guest.NAME.content", "Content"),
+        ("guest.NAME.memcg", "Memcg"), ("guest.NAME.page_cache", "GuestPageCache"),
+        ("guest.NAME.reclaim", "GuestWatermarks"), ("guest.NAME.khugepaged", "GuestKhugepaged"),
+        ("guest.NAME.hugetlb", "GuestHugetlb"), ("guest.NAME.fragmentation", "GuestFragmentation"),
+        *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
+        ("[[guest.NAME.workload]]", "Phase"), *_choices("pattern", "kind", "Pattern"),
     )  # fmt: skip
-    parts = [_keys(title, definitions[name]) for title, name in tables]
-    for name, definition in definitions.items():
-        if name.endswith("Pattern"):
-            kind = definition["properties"]["kind"]["const"]
-            parts.append(_keys(f'pattern, kind = "{kind}"', definition))
-    return "\n".join(parts)
+    return "\n".join(_keys(title, definitions[name]) for title, name in tables)
+
+
+def shipped_table() -> str:
+    """The scenarios that come with the program, and what each asks."""
+    rows = [
+        (f"`{file.name}`", tomllib.loads(file.read_text("utf-8"))["scenario"]["question"])
+        for file in sorted((ROOT / "scenarios").glob("*.toml"))
+    ]
+    return _table(("scenario", "question"), rows)
+
+
+def _choices(table: str, key: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """Of a table whose keys depend on a word: a title for each word, and its model."""
+    for name, definition in json_schema()["$defs"].items():
+        if name.endswith(suffix):
+            yield f'{table}, {key} = "{definition["properties"][key]["const"]}"', name
 
 
 def check_table() -> str:
@@ -376,6 +217,25 @@ def walk_cache_table() -> str:
     return f"{_table(heads, rows)}\n{listed}"
 
 
+def validation_block(found: list[dict[str, Any]]) -> str:
+    """What `simvm validate` comes to, and the rows that whole simulations answer."""
+    simulated = [row for row in found if any(i.startswith("scenario.") for i in row["inputs"])]
+    return f"{validation.headline(found)}. Of whole simulations:\n\n{validation_rows(simulated)}"
+
+
+def validation_rows(found: list[dict[str, Any]]) -> str:
+    """Rows of `simvm validate`."""
+    rows = []
+    for row in found:
+        figures = [row["published"], row["simulated"]]
+        if row["measure"] == "relative":
+            figures = [*(f"{figure:.4g}" for figure in figures), f"{row['error']:+.1%}"]
+        else:
+            figures.append(f"{row['error']} pairs")
+        rows.append((row["target"], row["class"], *figures, "yes" if row["within"] else "no"))
+    return _table(("target", "class", "published", "simulated", "error", "within"), rows)
+
+
 MEANINGS = {
     "Meta.name": "Also the run directory: `runs/NAME`.",
     "Meta.question": "What the scenario is there to answer; shown in the report.",
@@ -385,25 +245,28 @@ MEANINGS = {
     "Host.cores": "Shared by vCPUs, kswapd and fault threads.",
     "Host.memory": "RAM, in whole blocks of 2 MiB; less than 8 TiB.",
     "Host.backing": "What backs guests; `memfd` differs from `anon` in that it deposits no "
-    "tables.",
+    "tables, and in what hints do.",
     "Host.fault_path": "Who serves a SLAT fault.",
     "Host.reclaim": "See below.",
     "Host.swap": "See below.",
+    "Host.ksm": "See below; without it nothing is merged.",
+    "Ksm.sleep": "Between two looks at so many pages.",
     "Host.hugetlb": "See below; for `backing = \"hugetlb\"`.",
-    "Reclaim.policy": "`none`: nothing is ever taken back.",
-    "Swap.device": "`none`: nothing can be swapped out.",
-    "Swap.size": "Required with a device.",
+    "Host.khugepaged": "See below; without it no pages are joined.",
+    "Host.fragmentation": "See below; without it, all free memory is in whole blocks.",
+    "Khugepaged.scan_sleep": "Between two passes.",
+    "GuestClass.content": "See below.",
+    "GuestClass.memcg": "See below.",
     "Hugetlb.page_size": "That of `host.page_size`.",
     "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
     "GuestClass.count": "Guests of this class.",
     "GuestClass.memory": "What each guest is promised.",
-    "GuestClass.memory_max": "Must be `memory`: hotplug is not modelled.",
+    "GuestClass.memory_max": "More than `memory` is unplugged at boot; `virtio_mem` plugs it.",
     "GuestClass.vcpus": "At least the threads of all tasks together.",
     "GuestClass.start": "When the first guest boots.",
     "GuestClass.page_size": "What the guest maps regions with; 2 MiB falls back to 4 KiB.",
     "GuestClass.channel": "See below.",
     "GuestClass.workload": "Phases, each in a table of its own.",
-    "Channel.kind": "`passthrough`: names and frees are hinted to the host as they happen.",
     "Phase.pattern": "Where the accesses go; without it the phase only allocates or frees.",
     "Phase.accesses_per_request": "Open loop: how many accesses serve one request.",
     "Phase.write_fraction": "Share of the accesses that write.",
@@ -428,7 +291,7 @@ def _keys(title: str, definition: dict[str, Any]) -> str:
     rows = []
     for key, schema in definition["properties"].items():
         name = f"{definition['title']}.{key}"
-        if key == "kind" and "const" in schema:
+        if "const" in schema and f"{key} = " in title:
             continue
         required = key in definition.get("required", ())
         default = FILLED.get(name) or ("required" if required else _default(schema))
@@ -448,7 +311,8 @@ def _takes(schema: dict[str, Any]) -> str:
             return "a count"
         return " or ".join(_takes(part) for part in options)
     if schema.get("type") == "array":
-        return "tables"
+        words = schema["items"].get("enum")
+        return "a list of " + ", ".join(f"`{word}`" for word in words) if words else "tables"
     if "$ref" in schema or "oneOf" in schema or schema.get("type") == "object":
         return "a table"
     if "const" in schema:
@@ -475,6 +339,8 @@ def _takes(schema: dict[str, Any]) -> str:
 def _default(schema: dict[str, Any]) -> str:
     """A default as a scenario would write it."""
     value = schema.get("default")
+    if isinstance(value, list) and value:
+        return ", ".join(f"`{word}`" for word in value)
     if value is None or value == "" or isinstance(value, dict | list):
         return ""
     takes = _takes(schema)
@@ -501,6 +367,7 @@ def reference_blocks() -> dict[tuple[str, str], str]:
     return {
         ("docs/scenario.md", "keys"): key_tables(),
         ("docs/scenario.md", "formats"): format_table(),
+        ("docs/scenario.md", "shipped"): shipped_table(),
         ("docs/results.md", "columns"): column_tables(),
         ("docs/results.md", "headline"): headline_table(),
         ("docs/validation.md", "checks"): check_table(),
@@ -544,6 +411,8 @@ def main() -> None:
     write_blocks(reference_blocks() | validated_blocks())
     if tables_alone:
         return
+    rows = validation_block(validation.run())
+    write_blocks({("docs/validation.md", "rows"): rows})
     with tempfile.TemporaryDirectory() as directory:
         runs = run_scenarios(Path(directory))
         write_blocks(measured_blocks(runs))

@@ -1,4 +1,5 @@
 cimport simvm.core.blocks as blocks
+cimport simvm.core.guestmem as guestmem
 cimport simvm.core.mmu as mmu
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
@@ -37,8 +38,10 @@ cdef class Mmu:
 cdef class HostMemory:
     cdef vcpu.Host c
     cdef readonly BlockAllocator frames
+    cdef readonly BlockAllocator tier
     cdef readonly dict backings
     cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL
+    cdef int _lists_of(self, int group) except -1
 
 
 cdef class Shadow:
@@ -51,6 +54,15 @@ cdef class Backing:
     cdef readonly HostMemory host
     cdef readonly Shadow shadow
     cdef readonly PageTable page_table
+
+
+cdef class GuestKernel:
+    cdef guestmem.GuestKernel c
+    cdef readonly BlockAllocator memory
+    cdef readonly list tables
+    cdef readonly list freed_slots
+    cdef int _check(self, uint32_t folio) except -1
+    cdef table.Table *_table(self, uint64_t asid) except NULL
 
 
 cdef class Region:
@@ -66,3 +78,4 @@ cdef class Stream:
 cdef class Vcpu:
     cdef vcpu.Vcpu c
     cdef readonly Mmu mmu
+    cdef readonly GuestKernel kernel

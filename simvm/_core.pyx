@@ -5,30 +5,37 @@ door to Python. It validates, owns memory, and gives one class to each structure
 
 * `BlockAllocator`, `HostMemory`: memory in 2 MiB blocks; frames, folios, hugetlb pool
 * `PageTable`, `AddressSpace`, `Mmu`: translation (docs/translation.md)
+* `GuestKernel`: lists, page cache and pools of a guest's own kernel
 * `Shadow`: shadow tables, for a guest without a SLAT
 * `Backing`, `Region`, `Stream`, `Vcpu`: a vCPU that runs accesses in a named region
 
 It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, times ns.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from numpy.random cimport bitgen_t
 
 cimport simvm.core.access as access
+cimport simvm.core.advice as advice
+cimport simvm.core.aging as aging
 cimport simvm.core.blocks as blocks
 cimport simvm.core.cache as cache
 cimport simvm.core.flush as flush
 cimport simvm.core.folios as folios
+cimport simvm.core.guestmem as guestmem
+cimport simvm.core.merging as merging
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu
+cimport simvm.core.reporting as reporting
 cimport simvm.core.run as run
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
+cimport simvm.core.vacate as vacate
 cimport simvm.core.vcpu as vcpu
 cimport simvm.core.walk as walk
 
@@ -55,8 +62,16 @@ RUN_BUDGET, RUN_DEADLINE = vcpu.RUN_BUDGET, vcpu.RUN_DEADLINE
 RUN_STREAM_END, RUN_TRAIN = vcpu.RUN_STREAM_END, vcpu.RUN_TRAIN
 RUN_PRESSURE, RUN_SWAPPED = vcpu.RUN_PRESSURE, vcpu.RUN_SWAPPED
 RUN_NO_MEMORY, RUN_POOL_EMPTY = vcpu.RUN_NO_MEMORY, vcpu.RUN_POOL_EMPTY
-RUN_GUEST_NO_MEMORY = vcpu.RUN_GUEST_NO_MEMORY
+RUN_GUEST_NO_MEMORY, RUN_PROTECTED = vcpu.RUN_GUEST_NO_MEMORY, vcpu.RUN_PROTECTED
+RUN_LIMIT = vcpu.RUN_LIMIT
+RUN_GUEST_PRESSURE, RUN_GUEST_SWAPPED = vcpu.RUN_GUEST_PRESSURE, vcpu.RUN_GUEST_SWAPPED
+RUN_GUEST_POOL_EMPTY = vcpu.RUN_GUEST_POOL_EMPTY
 PARTIAL_LIST = hostmem.PARTIAL_LIST
+LAZY_LIST, UNEVICTABLE_LIST = hostmem.LAZY_LIST, hostmem.UNEVICTABLE_LIST
+POPULATED, STOP_SWAPPED = advice.POPULATED, advice.STOP_SWAPPED
+STOP_NO_MEMORY, STOP_MANY = advice.STOP_NO_MEMORY, advice.STOP_MANY
+STOP_LIMIT = advice.STOP_LIMIT
+CUT, FORBIDDEN = vcpu.CUT, vcpu.FORBIDDEN
 
 Leaf = namedtuple("Leaf", ["base", "target", "order", "accessed", "dirty"])
 
@@ -73,104 +88,7 @@ def debug_build():
     return bool(SIMVM_IS_DEBUG)
 
 
-cdef class BlockAllocator:
-    """`size` bytes of memory from `base` up, in 2 MiB blocks (a rest is not used)."""
-
-    def __cinit__(self, size, base=0):
-        if size < 0 or size >= MAX_ADDRESS or base < 0 or base % (1 << 30):
-            raise ValueError("size must be in [0, 2^46) and base a multiple of 1 GiB")
-        self.c = &self.own
-        if blocks.blocks_init(self.c, size, base) != 0:
-            raise MemoryError()
-
-    def __dealloc__(self):
-        blocks.blocks_free(&self.own)
-
-    def allocate_4k(self, movable=True):
-        """Address of a page. MemoryError when none is free."""
-        return self._given(blocks.alloc_4k(self.c, blocks.MOVABLE if movable else blocks.UNMOVABLE))
-
-    def allocate_2m(self):
-        """Address of a whole block. MemoryError when none is whole."""
-        return self._given(blocks.alloc_2m(self.c))
-
-    def allocate_1g(self):
-        """Address of an aligned 1 GiB. MemoryError when none is whole."""
-        return self._given(blocks.alloc_1g(self.c))
-
-    def _given(self, uint64_t address):
-        if address == blocks.NO_PAGE:
-            raise MemoryError("no free page of that size")
-        return address
-
-    def free_4k(self, uint64_t address):
-        """Give a page back. ValueError when it is not in use."""
-        if address < self.c.base or blocks.free_4k(self.c, address) != 0:
-            raise ValueError(f"page {address:#x} is not in use")
-
-    def free_2m(self, uint64_t address):
-        """Give a block back. ValueError when it is not allocated whole."""
-        if address < self.c.base or blocks.free_2m(self.c, address) != 0:
-            raise ValueError(f"block {address:#x} is not in use")
-
-    def free_1g(self, uint64_t address):
-        """Give 1 GiB back. ValueError when it is not allocated so."""
-        if address < self.c.base or blocks.free_1g(self.c, address) != 0:
-            raise ValueError(f"1 GiB page {address:#x} is not in use")
-
-    def break_2m(self, uint64_t address):
-        """Turn an allocated block into 512 allocated pages."""
-        if address < self.c.base or blocks.break_2m(self.c, address) != 0:
-            raise ValueError(f"block {address:#x} is not in use")
-
-    def free_many(self, const uint64_t[::1] addresses):
-        """Give 4 KiB pages back."""
-        cdef Py_ssize_t i
-        for i in range(addresses.shape[0]):
-            if blocks.free_4k(self.c, addresses[i]) != 0:
-                raise ValueError(f"page {addresses[i]:#x} is not in use")
-
-    def allocate_run(self, int pages, movable=True):
-        """Address of pages in a row, aligned to their size. MemoryError when there is none."""
-        check_run(pages)
-        return self._given(blocks.alloc_run(
-            self.c, pages, blocks.MOVABLE if movable else blocks.UNMOVABLE))
-
-    def free_run(self, uint64_t address, int pages):
-        """Give pages in a row back. ValueError when one of them is not in use."""
-        check_run(pages)
-        if address < self.c.base or blocks.free_run(self.c, address, pages) != 0:
-            raise ValueError(f"pages from {address:#x} on are not all in use")
-
-    def reserve_low(self, uint64_t size):
-        """Take the lowest `size` bytes for good. MemoryError when they are not free."""
-        if blocks.reserve_low(self.c, size) != 0:
-            raise MemoryError(f"cannot reserve {size} bytes")
-
-    @property
-    def size(self):
-        """Bytes in all."""
-        return <uint64_t>self.c.n << 21
-
-    @property
-    def free_bytes(self):
-        """Free bytes, in blocks whole and broken."""
-        return self.c.free_pages << 12
-
-    @property
-    def free_blocks(self):
-        """Whole free blocks."""
-        return self.c.free_blocks
-
-    def recount(self):
-        """Free bytes counted page by page: the thorough check of `free_bytes`."""
-        return blocks.count_free(self.c) << 12
-
-
-cdef int check_run(int pages) except -1:
-    if not 1 <= pages <= 512 or pages & (pages - 1):
-        raise ValueError(f"pages (={pages}) must be a power of two, at most 512")
-    return 0
+include "core/blocks.pxi"
 
 
 cdef class PageTable:
@@ -337,13 +255,18 @@ cdef class PageTable:
 
     @property
     def leaves(self):
-        """Leaves by order."""
+        """Leaves by order, held ones included."""
         return self.c.leaves[0], self.c.leaves[1], self.c.leaves[2]
 
     @property
     def swapped_pages(self):
         """4 KiB pages whose content is on the swap device."""
         return self.c.swapped
+
+    @property
+    def held_pages(self):
+        """4 KiB pages of `leaves` that the processor does not find: held frames."""
+        return self.c.held
 
 
 cdef void prune_below(table.Table *t, table.Node *node) noexcept:
@@ -593,4 +516,6 @@ cdef int set_up_lines(lines.LineCache *c, shape) except -1:
 
 include "core/shadow.pxi"
 include "core/hostmem.pxi"
+include "core/backing.pxi"
+include "core/guestmem.pxi"
 include "core/running.pxi"

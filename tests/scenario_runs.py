@@ -1,10 +1,10 @@
 """The three scenarios, run once in a session, and the program that puts them into the docs.
 
-`docs/refresh.py` is a program of the documentation, not of the package, and is loaded by its path.
+`docs/refresh.py` is a program of the documentation, not of the package.
 """
 
 import atexit
-import importlib.util
+import importlib
 import sys
 import tempfile
 from functools import cache
@@ -18,13 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @cache
 def refresh() -> ModuleType:
     """`docs/refresh.py` as a module."""
-    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module("docs.refresh")
 
 
 @cache

@@ -160,6 +160,9 @@ def write_variant(
                 known = names_at(scope)  # type: ignore[arg-type]
                 for guest, now, then in parts:
                     values = {key: now[key] for key in known if key in now}
+                    if scope != "class":
+                        some = step % 5 / 5 if step > POPULATE else 0.0
+                        values |= {"psi_some": some, "psi_full": some / 2}
                     recorder.append(step * SAMPLE_NS, scope, class_, guest,
                                     {**values, "slowdown": _slowdown(now, then, step)})
     guests = []

@@ -303,16 +303,33 @@ def test_validate_prints_each_note_once_below_its_rows(
 ) -> None:
     row = {
         "target": "loads", "published": 1.5, "simulated": 2.0, "error": 1 / 3, "tolerance": 0.1,
-        "within": False, "measure": "relative", "source": "s", "class": "predicted", "note": "far",
+        "within": False, "measure": "relative", "source": "s", "class": "predicted",
+        "inputs": ["reach"], "note": "far",
     }  # fmt: skip
-    rows = [row, {**row, "note": "", "within": True}, {**row, "target": "other"}]
+    order = {"published": "a > b", "simulated": "b > a", "error": 1, "tolerance": "direction"}
+    rows = [
+        row, {**row, "note": "", "within": True}, {**row, "target": "other"},
+        {**row, **order, "measure": "pairs"}, {**row, "class": "identity", "within": True},
+    ]  # fmt: skip
     monkeypatch.setattr("simvm.validation.run", lambda **_: rows)
     code, out, _ = run(capsys, "validate")
     assert code == 0
-    assert out.count("far") == 1
-    assert "1: far" in out
+    assert out.count("far") == out.count("reach") == 1
+    assert "n1: far" in out
+    assert "i1: reach" in out
+    assert "+33.33%" in out
+    assert re.search(r"a > b +b > a +1 pairs +direction +no", out)
+    out_headline = out.splitlines()[0]
+    assert out_headline.startswith("1 of 4 predicted rows are within their tolerance")
     code, out, _ = run(capsys, "validate", "--format", "json")
-    assert json.loads(out) == {"rows": rows}
+    answer = json.loads(out)
+    assert answer["rows"] == rows
+    assert answer["counts"] == {
+        "identity": {"rows": 1, "within": 1},
+        "calibrated": {"rows": 0, "within": 0},
+        "predicted": {"rows": 4, "within": 1},
+    }
+    assert answer["headline"] == out_headline
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

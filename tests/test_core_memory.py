@@ -124,8 +124,10 @@ def test_the_allocator_against_a_set_of_pages(steps: list[tuple[int, int]]) -> N
 class Guest:
     """A guest of 64 MiB on a host of 128 MiB, that is backed by its kernel's writes."""
 
-    def __init__(self, order: int = 1, deposits: bool = True, pool: int = 0) -> None:
-        self.host = _core.HostMemory(128 * MIB)
+    def __init__(
+        self, order: int = 1, deposits: bool = True, pool: int = 0, tier: int = 0
+    ) -> None:
+        self.host = _core.HostMemory(128 * MIB, tier)
         if pool:
             self.host.fill_pool(1, pool)
         self.free = self.host.free_bytes

@@ -22,7 +22,7 @@ import pytest
 from scenario_runs import ROOT, refresh
 
 import simvm
-from simvm import cli, errors, scenario
+from simvm import cli, errors, scenario, validation
 from simvm.model.channels import CHANNELS
 from simvm.model.policies import POLICIES
 from simvm.results import HEADLINE
@@ -157,6 +157,18 @@ def test_what_validate_came_to_is_what_the_page_says() -> None:
         assert refresh().block(read(page), name) == rendered
 
 
+@pytest.mark.long
+def test_rows_of_simulations_are_those_of_validate(full_size: bool) -> None:
+    """All of the block where tests run at full size, else the rows that take a second.
+    `python -m docs.refresh` rewrites it."""
+    shown = refresh().block(read("docs/validation.md"), "rows")
+    if full_size:
+        assert shown == refresh().validation_block(validation.run())
+    quick = refresh().validation_rows(validation.run(["backing_time", "zeroing_once"]))
+    assert len(quick.splitlines()) >= 7
+    assert set(quick.splitlines()) <= set(shown.splitlines())
+
+
 def test_meanings_are_of_keys_that_exist() -> None:
     definitions = scenario.json_schema()["$defs"]
     for name in (*refresh().MEANINGS, *refresh().FILLED):
@@ -280,14 +292,80 @@ def example(word: str) -> str:
     return found
 
 
-def test_the_channel_of_the_page_makes_fewer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = {"guest.web.page_size": 4096, "guest.web.workload.ask.free": "all"}
-    before = small_run(**pages).summary["host"]
-    monkeypatch.setitem(CHANNELS, "passthrough", CHANNELS["passthrough"])
-    exec(example("CHANNELS"), {"__name__": "example"})
-    after = small_run(**pages).summary["host"]
-    assert before["totals"]["hint_calls"] > after["totals"]["hint_calls"]
-    assert before["totals"]["hint_ns"] > after["totals"]["hint_ns"]
+@pytest.fixture
+def large_ranges() -> Iterator[None]:
+    """The channel of the page, for one test."""
+    exec(example("register("), {"__name__": "example"})
+    yield
+    del CHANNELS["large_ranges"], scenario.ChannelSettings.kinds["large_ranges"]
+
+
+@pytest.mark.usefixtures("large_ranges")
+def test_the_channel_of_the_page_makes_fewer_calls() -> None:
+    """Pages of 4 KiB, touched at random, lie one by one: all go back, or hardly any, or none.
+    The 64 MiB in pages of 2 MiB are 32 ranges of the default size or more."""
+    def calls(page: int, **least: int) -> tuple[int, int]:
+        settings = {f"guest.web.channel.{key}": value for key, value in least.items()}
+        totals = small_run(**{
+            "guest.web.page_size": page, "guest.web.workload.ask.free": "all",
+            "guest.web.channel.kind": "large_ranges", **settings,
+        }).summary["host"]["totals"]  # fmt: skip
+        return totals["hint_calls"], totals["hint_ns"]
+
+    every, some = calls(4096, at_least=4096), calls(4096, at_least=8192)
+    assert every[0] > 5000 > some[0] > 0
+    assert every[1] > some[1] > 0
+    assert calls(4096) == (0, 0)
+    assert calls(2 << 20)[0] == 32
+
+
+SIXTH = """
+schema = 1
+[scenario]
+name = "sixth"
+[host]
+cpu = "zen4"
+cores = 4
+memory = "1GiB"
+[guest.web]
+memory = "256MiB"
+channel = { kind = "large_ranges", at_least = "4MiB" }
+[[guest.web.workload]]
+region = "heap"
+allocate = "64MiB"
+pattern = { kind = "uniform" }
+accesses = 1000
+[variant.all]
+"guest.web.channel.at_least" = "4KiB"
+[variant.none]
+"guest.web.channel.kind" = "none"
+"""
+
+
+@pytest.mark.usefixtures("large_ranges")
+def test_scenarios_know_the_channel_of_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "sixth.toml"
+    file.write_text(SIXTH)
+    found = scenario.variants(file)
+    settings = {name: run.guests["web"].channel for name, run in found.items()}
+    assert settings["base"].model_dump() == {"kind": "large_ranges", "at_least": 4 << 20}
+    assert settings["all"].model_dump() == {"kind": "large_ranges", "at_least": 4096}
+    assert settings["none"].model_dump() == {"kind": "none"}
+    shown = {path: (text, origin) for path, text, origin in scenario.show(file)}
+    assert shown["guest.web.channel.at_least"] == ('"4MiB"', "file")
+    again = tmp_path / "again.toml"
+    again.write_text(scenario.to_toml(found["base"]))
+    assert scenario.load(again) == found["base"]
+    assert scenario.digest(scenario.load(again)) == scenario.digest(found["base"])
+    assert scenario.digest(found["all"]) != scenario.digest(found["base"])
+    model = scenario.json_schema()["$defs"]["LargeRangesSettings"]
+    assert model["properties"]["at_least"]["default"] == 2 << 20
+    file.write_text(SIXTH.replace("at_least = ", "at_leats = "))
+    (wrong,) = scenario.check(file)
+    assert (wrong.key, wrong.fix) == ("guest.web.channel.at_leats", "did you mean 'at_least'?")
+    file.write_text(SIXTH.replace('"large_ranges"', '"large_range"'))
+    (wrong,) = scenario.check(file)
+    assert (wrong.key, wrong.fix) == ("guest.web.channel.kind", "did you mean 'large_ranges'?")
 
 
 def test_the_policy_of_the_page_evicts_blindly(monkeypatch: pytest.MonkeyPatch) -> None:

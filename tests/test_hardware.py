@@ -345,7 +345,6 @@ def test_costs_have_a_field_for_each_parameter() -> None:
     assert len(COST_FIELDS) == len(hardware.cost_names()) == len(costs.parameters)
     assert costs.slat_fault_4k_ns == 3710 - 661
     assert costs.slat_fault_2m_ns == 6708
-    assert costs.userfaultfd_extra_ns == round(1e9 / 150_000) - 3710
     assert costs.zap_2m_ns == 5300
     for parameter in costs.parameters.values():
         assert parameter.source

@@ -66,6 +66,14 @@ BUSY: dict[str, Scenario] = {
     "container": small.scenario({"box": small.container(
         small.phase(threads=2, free=32 * MIB), small.phase(allocate=None), vcpus=2
     )}),
+    "memory on CXL": small.pressed(
+        host={"swap": {"device": "cxl", "size": 512 * MIB, "access": "in_place"}}
+    ),
+    "the guest's own swap": small.scenario({"vm": small.guest(
+        small.phase(allocate=80 * MIB, accesses=30_000, cycles_per_access=2_000),
+        memory=64 * MIB, page_size=PAGE, swap={"device": "nvme", "size": 64 * MIB},
+        page_cache={"files": 64 * MIB, "read_rate": 1 << 30, "write_fraction": 1.0},
+    )}),
     "hugetlb": small.scenario(
         {"vm": small.guest()},
         host={"backing": "hugetlb", "hugetlb": {"page_size": BLOCK, "size": 1024 * MIB}},
@@ -162,7 +170,7 @@ def test_a_wrong_charge_while_memory_is_freed_fails_the_run(
             self.charge("hint_ns", 1)
 
     monkeypatch.setattr(VirtualCpu, "spend", spend)
-    with pytest.raises(SimulationFailed, match=r"naming its region: \d+ ns passed"):
+    with pytest.raises(SimulationFailed, match=r"telling the host: \d+ ns passed"):
         small.simulate(small.scenario({"vm": small.guest(channel={"kind": "passthrough"})}))
 
 

@@ -58,16 +58,24 @@ def test_vcpus_of_the_kernel_path_wait_for_short_locks_only() -> None:
     assert eight["simulated_ns"] < 1.5 * one["simulated_ns"]
 
 
-def test_one_handler_thread_is_slower_than_the_kernel_and_more_are_faster() -> None:
+def test_handler_threads_help_until_the_lock_of_their_queue_is_always_held() -> None:
+    """Four vCPUs: 5047 ns a fault under the lock (4717 + 3 x 110), 3.5 us beside it.
+
+    One thread does both; two or four are bound by the lock. Of several threads some find fewer
+    than three others waiting, so the ratio is a little above (5.05 + 3.5) / 5.05.
+    """
     kernel = populate(4)
     times = [populate(4, **userfaultfd(workers))["simulated_ns"] for workers in (1, 2, 4)]
     assert times[0] > 4 * kernel["simulated_ns"]  # one thread serves all four vCPUs
-    assert times[0] == pytest.approx(2 * times[1], rel=0.1)
-    assert times[2] < 0.7 * times[1]  # with four, the guest's own faults show beside the queue
+    costs, made = load_costs(), small.simulation(small.scenario())
+    hold = costs.userfaultfd_extra_ns + 3 * costs.userfaultfd_waiter_ns
+    beside = costs.slat_fault_4k_ns + PAGE * 1_000_000_000 // made.host.cpu.zeroing_bytes_per_s
+    assert times[0] / times[1] == pytest.approx((hold + beside) / hold, rel=0.08)
+    assert times[2] == pytest.approx(times[1], rel=0.08)
 
 
 def test_a_handler_thread_costs_what_userfaultfd_adds() -> None:
-    """One vCPU, one worker: no queue, so that the difference is the cost alone."""
+    """One vCPU, one worker: nobody else waits, so that the difference is the cost alone."""
     kernel, threads = populate(1), populate(1, **userfaultfd(1))
     extra = load_costs().userfaultfd_extra_ns
     assert threads["slat_faults"] == kernel["slat_faults"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import scenarios_small as small
 from scenarios_small import BLOCK, GIB, MIB, MS, PAGE, US
@@ -13,8 +12,10 @@ from simvm.model import ledger
 from simvm.model.engine import Simulation
 from simvm.model.policies import ActiveInactive
 from simvm.model.queues import Process
-from simvm.model.swap import SwapDevice
+from simvm.model.swap import Wait
+from simvm.model.swap.nvme import Nvme
 from simvm.model.vcpu import VirtualCpu
+from simvm.scenario import LruReclaim
 from simvm.scenario.models import Scenario
 
 NO_SWAP = {"device": "none"}
@@ -49,7 +50,7 @@ def test_min_free_and_scale_factor_set_the_watermarks() -> None:
 
 
 def test_min_free_is_bounded() -> None:
-    from simvm.model.host import min_free_bytes
+    from simvm.model.watermarks import min_free_bytes
 
     assert min_free_bytes(2 * MIB) == 4 * 45 << 10
     assert min_free_bytes(MIB >> 1) == 128 << 10
@@ -124,7 +125,9 @@ def test_swap_latency_is_paid_by_swap_in() -> None:
     means = []
     for latency in (100 * US, 1_000 * US):
         totals = totals_of(small.pressed(
-            accesses=4_000, host={"swap": {**NVME, "latency": latency, "parallelism": 128}}
+            accesses=4_000, host={"swap": {
+                **NVME, "latency": latency, "latency_p99": latency, "parallelism": 128,
+            }}
         ))  # fmt: skip
         means.append(totals["swap_in_ns"] / totals["swap_ins"])
     assert means[0] > 100 * US
@@ -136,19 +139,19 @@ def test_a_page_under_writeback_is_taken_back_without_a_read(
 ) -> None:
     """With a slow device some of what is evicted is wanted again before it is written."""
     reads, hits = [], []
-    read, take = SwapDevice.read_ns, SwapDevice.take_back
+    read, take = Nvme.read, Nvme.take_back
 
-    def read_ns(self: SwapDevice) -> int:
+    def watched_read(self: Nvme, slot: int) -> Wait:
         reads.append(1)
-        return read(self)
+        return read(self, slot)
 
-    def take_back(self: SwapDevice, slot: int) -> int | None:
+    def take_back(self: Nvme, slot: int) -> int | None:
         frame = take(self, slot)
         hits.append(frame is not None)
         return frame
 
-    monkeypatch.setattr(SwapDevice, "read_ns", read_ns)
-    monkeypatch.setattr(SwapDevice, "take_back", take_back)
+    monkeypatch.setattr(Nvme, "read", watched_read)
+    monkeypatch.setattr(Nvme, "take_back", take_back)
     totals = totals_of(small.pressed(
         accesses=3_000, host={"swap": {**NVME, "bandwidth": 64 * MIB}}
     ))  # fmt: skip
@@ -160,14 +163,14 @@ def test_a_page_under_writeback_is_taken_back_without_a_read(
 def test_two_threads_that_want_a_page_read_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their hot set moves, and both walk into what was swapped out; the second one waits."""
     waits = []
-    swap_in = VirtualCpu._swap_in
+    swap_in = VirtualCpu.swap_in
 
     def watched(self: VirtualCpu, address: int) -> Process:
         slot = self.guest.backing.slot_of(address)
         waits.append(slot is not None and slot in self.guest.reads)
         yield from swap_in(self, address)
 
-    monkeypatch.setattr(VirtualCpu, "_swap_in", watched)
+    monkeypatch.setattr(VirtualCpu, "swap_in", watched)
     moving = {"kind": "drifting", "hot_fraction": 0.0005, "hot_share": 0.999, "drift": 1_000}
     work = small.phase(
         allocate=96 * MIB, threads=2, accesses=40_000, pattern=moving, cycles_per_access=2_000
@@ -288,16 +291,14 @@ def test_a_min_watermark_of_one_page_leaves_room_for_tables() -> None:
     assert summary["host"]["totals"]["direct_reclaim_ns"] > 0
 
 
-def test_huge_folios_are_split_when_no_slots_lie_in_a_row() -> None:
+def test_huge_folios_are_split_when_no_slots_lie_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is swap, if only page by page: splitting is progress, and no reason to give up."""
     made = small.simulate(small.scenario(
         {"vm": small.guest(small.phase(allocate=128 * MIB))}, host={"memory": GIB, "swap": NVME}
     ))  # fmt: skip
     host = made.host
-    for block in [host.swap.slots.allocate_2m() for _ in range(host.swap.size // BLOCK)]:
-        host.swap.slots.break_2m(block)
-        pages = np.arange(block + PAGE, block + BLOCK, PAGE, dtype=np.uint64)
-        host.swap.slots.free_many(pages)
+    single = host.swap.slot_for
+    monkeypatch.setattr(host.swap, "slot_for", lambda order: None if order else single(0))
     host.memory.scan(ActiveInactive.INACTIVE, 1 << 20)  # all 68 huge folios are idle now
     host.min_bytes = host.free_bytes + MIB
     reclaim = made.env.process(host.reclaimer.direct(made.guests[0].vcpus[0]))
@@ -320,7 +321,7 @@ def test_partly_unmapped_blocks_are_the_first_to_go() -> None:
     partial = made.host.memory.partial_bytes
     assert partial > 0
     before = made.host.free_bytes
-    made.host.reclaimer._shrink()
+    made.host.reclaimer.shrink()
     assert made.host.memory.partial_bytes == 0
     assert made.host.free_bytes == before + partial
     ledger.audit(made.host)
@@ -376,7 +377,7 @@ class Lists:
 
 
 def choose(active: list[int], inactive: list[int], young: set[int]) -> Any:
-    return ActiveInactive().choose(Lists(active, inactive, young))  # type: ignore[arg-type]
+    return ActiveInactive(LruReclaim()).choose(Lists(active, inactive, young))  # type: ignore[arg-type]
 
 
 def test_idle_folios_are_evicted_and_accessed_ones_activated() -> None:

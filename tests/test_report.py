@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import GIB, GUESTS, POPULATE, SAMPLE_NS, SHAPES, write_run
 
+from simvm.columns import ELAPSED_PARTS
 from simvm.report import (
     comparison_table,
     guests_table,
@@ -34,9 +35,10 @@ from simvm.report.charts import (
     figures,
     measured_parts,
 )
+from simvm.report.labels import PART_LABELS
 from simvm.report.placing import place_labels
 from simvm.report.series import Sampler, byte_unit, time_unit
-from simvm.report.tables import phase_rows
+from simvm.report.tables import CAUSE_HEADS, PRESSURE_HEADS, cause_rows, phase_rows, pressure_rows
 from simvm.results import RunResult, canonical_json, load_runs, read_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -235,6 +237,29 @@ def test_open_loop_phases_show_their_latency(runs: dict[str, RunResult]) -> None
     assert row[6:] == ("n/a", row[7], "2.33 us", "5.00 us")  # (1·1 + 2·2 + 3·3) / (1 + 2 + 3)
 
 
+def test_the_time_of_a_run_is_told_by_cause(runs: dict[str, RunResult]) -> None:
+    assert list(PART_COLOURS) == list(PART_LABELS) == list(ELAPSED_PARTS)
+    summary = json.loads(json.dumps(runs["base"].summary))
+    for guest in summary["guests"]:
+        guest["elapsed"] = dict.fromkeys(ELAPSED_PARTS, 0) | {
+            "compute_ns": 3_000_000, "swap_in_ns": 1_000_000,
+        }  # fmt: skip
+    rows = cause_rows(summary)
+    assert {len(row) for row in rows} == {len(CAUSE_HEADS)}
+    assert rows == [("web", "compute", "12 ms", "75.0 %"), ("web", "swap-in", "4 ms", "25.0 %")]
+
+
+def test_the_pressure_of_a_run_is_told_for_host_and_classes(runs: dict[str, RunResult]) -> None:
+    summary = json.loads(json.dumps(runs["base"].summary))
+    summary["host"].update(psi_some=0.125, refault_distance={"mean_bytes": 4 << 20})
+    summary["host"]["totals"].update(swap_ins=12, direct_reclaim_ns=2_500_000)
+    host, web = pressure_rows(summary)
+    assert len(host) == len(web) == len(PRESSURE_HEADS)
+    assert host[:6] == ("host", "12.5 %", "n/a", "n/a", "n/a", "2.50 ms")
+    assert (host[6], host[8]) == ("12", "4 MiB")
+    assert web[:2] == ("web", "n/a")
+
+
 # --- charts
 
 
@@ -287,7 +312,7 @@ def test_bars_are_as_long_as_the_slowdown(runs: dict[str, RunResult]) -> None:
         assert length == pytest.approx(run.summary["host"]["slowdown"])
         ideal, parts = measured_parts(run.summary)
         assert sum(parts.values()) / ideal == pytest.approx(length)
-    assert {row["part"] for row in rows} <= {label for label, _ in PART_COLOURS.values()}
+    assert {row["part"] for row in rows} <= set(PART_LABELS.values())
 
 
 def test_labels_do_not_cover_each_other() -> None:
@@ -430,8 +455,8 @@ def test_page_in_a_browser(run_directory: Path, page: str, tmp_path: Path) -> No
     assert found, done.stderr[-2000:]
     seen = json.loads(html.unescape(found[1]))
     assert seen["errors"] == []
-    # The overview, five footprints, slowdown, trade-off, parts, three rates.
-    assert len(seen["views"]) == 12
+    # The overview, five footprints, slowdown, trade-off, parts, two of pressure, three rates.
+    assert len(seen["views"]) == 14
     assert min(seen["views"]) > 0
     assert seen["images"] == 0
     assert seen["title"] == HOSTILE

@@ -3,6 +3,7 @@
 The runs are made once, by `python -m simvm scenario` in processes of their own.
 """
 
+import importlib
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from simvm.hardware import load_cpu
 from simvm.hardware.geometry import ORDER_BYTES
 from simvm.workload import builtin_trace, trace_info
 
-NAMES = ("passthrough", "overcommit", "trace")
+NAMES = (
+    "passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation", "reclaim_shootout",
+    "give_back",
+)  # fmt: skip
+KILLS = {("swap_tiers", "none")}  # variants that show the OOM killer
 MOST_ACCESSES = 120_000_000
 LARGE = ("base", "thp", "hugetlb", "container")  # of passthrough: those with 2 MiB host pages
 
@@ -117,7 +122,7 @@ def test_the_readme_says_what_the_runs_came_to(name: str, runs: Any) -> None:
 def test_every_run_ended_by_itself_and_killed_nobody(runs: Any) -> None:
     for name in NAMES:
         for variant, row in runs.comparison(name).items():
-            assert row["oom_kills"] == 0, (name, variant)
+            assert (row["oom_kills"] > 0) == ((name, variant) in KILLS), (name, variant)
             assert runs.summary(name, variant)["scenario"]["partial"] is False
 
 
@@ -242,7 +247,8 @@ def test_the_timeline_shows_huge_pages_break(runs: Any) -> None:
 
 def test_after_reclaim_guests_stay_slow_without_swapping(runs: Any) -> None:
     host = runs.host("overcommit", "base")
-    before, after = refresh().before_swapping(host), refresh().last_of(host, 0.1)
+    findings = importlib.import_module("docs.findings")  # `refresh` has made it importable
+    before, after = findings.before_swapping(host), findings.last_of(host, 0.1)
     assert before.change("walks") > 0
     assert before.change("swap_outs") == 0
     assert after.change("swap_ins") < 0.01 * host.values("swap_ins")[-1]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 120
 """Columns of a table that does not go to a terminal."""
 
-_LONG: Final = ("source", "value", "target")
+_LONG: Final = ("source", "value", "target", "published", "simulated")
 """Columns whose texts may go on in another line."""
 
 

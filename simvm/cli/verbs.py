@@ -190,22 +190,45 @@ def validate(args: argparse.Namespace) -> None:
 
     with output.steps_done(args) as progress:
         rows = validation.run(progress=progress)
-    output.answer(args, {"rows": rows}, lambda: _validation_table(rows))
+    headline = validation.headline(rows)
+    data = {"headline": headline, "counts": validation.counts(rows), "rows": rows}
+    output.answer(args, data, lambda: _validation_table(headline, rows))
 
 
-def _validation_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """The rows, and below them the notes, each once."""
+def _validation_table(headline: str, rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """What it comes to, the rows, and below them what they depend on and notes, each once."""
     from rich.console import Group
     from rich.text import Text
 
-    heads = ("target", "class", "published", "simulated", "error", "tolerance", "measure", "within")
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    texts = [(", ".join(row["inputs"]), row["note"]) for row in rows]
+    inputs, notes = ([*dict.fromkeys(filter(None, column))] for column in zip(*texts, strict=True))
     table = [
-        [*(row[head] for head in heads), notes.index(row["note"]) + 1 if row["note"] else None]
-        for row in rows
-    ]
-    below = (Text(f"{number}: {note}") for number, note in enumerate(notes, 1))
-    return Group(output.table("", (*heads, "note"), table), *below)
+        [
+            row["target"], row["class"], row["published"], row["simulated"], _error(row),
+            _tolerance(row), row["within"], f"i{inputs.index(depends) + 1}",
+            f"n{notes.index(note) + 1}" if note else None,
+        ]
+        for row, (depends, note) in zip(rows, texts, strict=True)
+    ]  # fmt: skip
+    below = [f"i{number}: {text}" for number, text in enumerate(inputs, 1)]
+    below += [f"n{number}: {text}" for number, text in enumerate(notes, 1)]
+    heads = (
+        "target", "class", "published", "simulated", "error", "tolerance", "within", "on", "note",
+    )  # fmt: skip
+    whole = output.table("", heads, table)
+    return Group(Text(headline), whole, *map(Text, below))
+
+
+def _error(row: Mapping[str, Any]) -> str:
+    if row["measure"] == "relative":
+        return f"{row['error']:+.2%}" if row["error"] else "0"
+    return f"{row['error']:g}{' pairs' if row['measure'] == 'pairs' else ''}"
+
+
+def _tolerance(row: Mapping[str, Any]) -> str:
+    if row["measure"] == "relative":
+        return f"{row['tolerance']:.2%}" if row["tolerance"] else "exact"
+    return f"{row['tolerance']}"
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -3,7 +3,11 @@
 # One allocator serves host RAM, a guest's physical memory and the slots of a swap
 # device. Broken blocks are kept apart by mobility, as Linux keeps its page blocks:
 # page tables (unmovable) do not sit among data pages unless memory is short.
-# Freed memory is reused first, which is what free lists do.
+# Whole free blocks are on the lists of a buddy allocator's two highest orders: single ones
+# (order 9), and pairs that make an aligned 4 MiB (order 10, Linux' highest), in an upper and
+# a lower zone. Single blocks are used before pairs, and the upper zone before the lower, as
+# Linux prefers its zone Normal to DMA32. Of each list the memory that was freed last is
+# reused first. A free block may be marked as reported (simvm/core/reporting.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -19,6 +23,12 @@ cdef enum:
     BLOCK_BROKEN_UNMOVABLE = 2
     BLOCK_WHOLE = 3      # allocated as 2 MiB
     BLOCK_GIANT = 4      # part of an allocated 1 GiB page or of a reservation
+
+# Lists of blocks; broken ones are on the list of their state's number if they have free pages.
+cdef enum:
+    UPPER = 3            # whole free blocks of the upper zone: single; pairs are on the next one
+    LOWER = 5            # of the lower zone
+    BLOCK_LISTS = 7      # list 0 is none
 
 cdef extern from *:
     """
@@ -36,19 +46,41 @@ cdef struct Blocks:
     uint64_t *used           # 8 words a block: bit set = page in use (broken blocks)
     uint16_t *free_in        # free pages of a broken block
     uint8_t *state
+    uint8_t *reported        # free blocks that the host has been told of
     uint32_t *next
     uint32_t *prev
-    uint32_t head[3]         # free blocks; broken movable, broken unmovable with free pages
+    uint32_t head[BLOCK_LISTS]
+    uint32_t tail[BLOCK_LISTS]
+    uint32_t listed[BLOCK_LISTS]  # blocks on each list
+    uint32_t lower           # so many blocks are the lower zone
+    uint64_t freed           # how often a block has become free
     uint16_t *whole_in_giga  # free blocks in each aligned 1 GiB
+    uint64_t *stale          # a bit per page: freed with what was in it; NULL: nobody asks
 
 
 cdef inline void block_link(Blocks *b, int which, uint32_t i) noexcept nogil:
+    """Put a block at the head of a list."""
     cdef uint32_t first = b.head[which]
     b.next[i] = first
     b.prev[i] = NIL
     if first != NIL:
         b.prev[first] = i
+    else:
+        b.tail[which] = i
     b.head[which] = i
+    b.listed[which] += 1
+
+
+cdef inline void block_link_last(Blocks *b, int which, uint32_t i) noexcept nogil:
+    cdef uint32_t last = b.tail[which]
+    b.prev[i] = last
+    b.next[i] = NIL
+    if last != NIL:
+        b.next[last] = i
+    else:
+        b.head[which] = i
+    b.tail[which] = i
+    b.listed[which] += 1
 
 
 cdef inline void block_unlink(Blocks *b, int which, uint32_t i) noexcept nogil:
@@ -58,27 +90,39 @@ cdef inline void block_unlink(Blocks *b, int which, uint32_t i) noexcept nogil:
         b.head[which] = b.next[i]
     if b.next[i] != NIL:
         b.prev[b.next[i]] = b.prev[i]
+    else:
+        b.tail[which] = b.prev[i]
+    b.listed[which] -= 1
 
 
-cdef inline int blocks_init(Blocks *b, uint64_t size, uint64_t base) noexcept nogil:
+cdef inline int blocks_init(Blocks *b, uint64_t size, uint64_t base,
+                            uint64_t lower) noexcept nogil:
+    """All of `size` bytes free, of which the lowest `lower` (whole pairs) are used last."""
     cdef uint32_t i
+    cdef int which
     b.base = base
+    b.lower = <uint32_t>(lower >> 21)
     b.n = <uint32_t>(size >> 21)
     b.free_pages = <uint64_t>b.n * 512
     b.free_blocks = b.n
     b.used = <uint64_t *>calloc(<uint64_t>b.n * 8 + 1, 8)
     b.free_in = <uint16_t *>calloc(b.n + 1, 2)
     b.state = <uint8_t *>calloc(b.n + 1, 1)
+    b.reported = <uint8_t *>calloc(b.n + 1, 1)
     b.next = <uint32_t *>calloc(b.n + 1, 4)
     b.prev = <uint32_t *>calloc(b.n + 1, 4)
     b.whole_in_giga = <uint16_t *>calloc((b.n >> 9) + 1, 2)
-    b.head[0] = b.head[1] = b.head[2] = NIL
-    if (b.used == NULL or b.free_in == NULL or b.state == NULL or b.next == NULL
-            or b.prev == NULL or b.whole_in_giga == NULL):
+    b.stale = NULL
+    for which in range(BLOCK_LISTS):
+        b.head[which] = b.tail[which] = NIL
+        b.listed[which] = 0
+    b.freed = 0
+    if (b.used == NULL or b.free_in == NULL or b.state == NULL or b.reported == NULL
+            or b.next == NULL or b.prev == NULL or b.whole_in_giga == NULL):
         return -1
-    for i in range(b.n, 0, -1):
-        block_link(b, 0, i - 1)
-        b.whole_in_giga[(i - 1) >> 9] += 1
+    for i in range(b.n):
+        block_link_last(b, list_of(b, i, paired(b, i)), i)
+        b.whole_in_giga[i >> 9] += 1
     return 0
 
 
@@ -86,32 +130,105 @@ cdef inline void blocks_free(Blocks *b) noexcept nogil:
     free(b.used)
     free(b.free_in)
     free(b.state)
+    free(b.reported)
     free(b.next)
     free(b.prev)
     free(b.whole_in_giga)
+    free(b.stale)
 
 
 cdef inline uint32_t block_of(const Blocks *b, uint64_t address) noexcept nogil:
     return <uint32_t>((address - b.base) >> 21)
 
 
+cdef inline bint paired(const Blocks *b, uint32_t i) noexcept nogil:
+    """Whether the other half of a block's aligned 4 MiB is a whole free block."""
+    return (i ^ 1) < b.n and b.state[i ^ 1] == BLOCK_FREE
+
+
+cdef inline int list_of(const Blocks *b, uint32_t i, bint pair) noexcept nogil:
+    """The list of a whole free block. The halves of a pair lie side by side, the lower first."""
+    return (LOWER if i < b.lower else UPPER) + pair
+
+
+cdef inline uint32_t first_whole(const Blocks *b) noexcept nogil:
+    """The block to use next, or NIL."""
+    cdef int which
+    for which in range(UPPER, BLOCK_LISTS):
+        if b.head[which] != NIL:
+            return b.head[which]
+    return NIL
+cdef inline void mark_stale(Blocks *b, uint64_t address, uint64_t pages) noexcept nogil:
+    """Pages are given back with what was in them, if somebody asks for that later."""
+    cdef uint64_t page = (address - b.base) >> 12, end = page + pages
+    if b.stale == NULL:
+        return
+    while page < end:
+        if page & 63 == 0 and page + 64 <= end:
+            b.stale[page >> 6] = ~<uint64_t>0
+            page += 64
+        else:
+            b.stale[page >> 6] |= <uint64_t>1 << (page & 63)
+            page += 1
+
+
+cdef inline bint take_stale(Blocks *b, uint64_t address, uint64_t pages) noexcept nogil:
+    """Whether one of the pages has something in it; they are somebody's now."""
+    cdef uint64_t page = (address - b.base) >> 12, end = page + pages, bits = 0, mask
+    if b.stale == NULL:
+        return False
+    while page < end:
+        if page & 63 == 0 and page + 64 <= end:
+            bits |= b.stale[page >> 6]
+            b.stale[page >> 6] = 0
+            page += 64
+        else:
+            mask = <uint64_t>1 << (page & 63)
+            bits |= b.stale[page >> 6] & mask
+            b.stale[page >> 6] &= ~mask
+            page += 1
+    return bits != 0
+
+
 cdef inline void take_whole(Blocks *b, uint32_t i, uint8_t state) noexcept nogil:
-    block_unlink(b, 0, i)
+    """A free block is free no more. What is left of a pair has to be reported anew."""
+    cdef bint pair = paired(b, i)
+    block_unlink(b, list_of(b, i, pair), i)
+    b.reported[i] = 0
+    if pair:
+        block_unlink(b, list_of(b, i ^ 1, True), i ^ 1)
+        b.reported[i ^ 1] = 0
+        block_link(b, list_of(b, i ^ 1, False), i ^ 1)
     b.free_blocks -= 1
     b.whole_in_giga[i >> 9] -= 1
     b.state[i] = state
 
 
 cdef inline void give_whole(Blocks *b, uint32_t i) noexcept nogil:
+    """A block is free; a pair that it completes has to be reported anew."""
+    b.freed += 1
+    if merge(b, i):
+        block_link(b, list_of(b, i, True), i | 1)
+        block_link(b, list_of(b, i, True), i & ~<uint32_t>1)
+    else:
+        block_link(b, list_of(b, i, False), i)
+
+
+cdef inline bint merge(Blocks *b, uint32_t i) noexcept nogil:
+    """Mark a block as free, and take its other half off its list if that is free as well."""
+    cdef bint pair = paired(b, i)
     b.state[i] = BLOCK_FREE
     b.free_blocks += 1
     b.whole_in_giga[i >> 9] += 1
-    block_link(b, 0, i)
+    if pair:
+        block_unlink(b, list_of(b, i ^ 1, False), i ^ 1)
+        b.reported[i ^ 1] = 0
+    return pair
 
 
 cdef inline uint64_t alloc_2m(Blocks *b) noexcept nogil:
     """Address of a free block, or NO_PAGE."""
-    cdef uint32_t i = b.head[0]
+    cdef uint32_t i = first_whole(b)
     if i == NIL:
         return NO_PAGE
     take_whole(b, i, BLOCK_WHOLE)
@@ -132,19 +249,22 @@ cdef inline void break_open(Blocks *b, uint32_t i, int mobility) noexcept nogil:
 cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     """Address of a free page, or NO_PAGE; breaks a block, or mixes mobilities, if it must."""
     cdef uint32_t i = b.head[1 + mobility]
-    cdef uint64_t *words
-    cdef uint64_t free_bits
-    cdef int w
     if i == NIL:
-        i = b.head[0]
+        i = first_whole(b)
         if i != NIL:
             break_open(b, i, mobility)
         else:
             i = b.head[2 - mobility]
             if i == NIL:
                 return NO_PAGE
-    words = b.used + <uint64_t>i * 8
-    w = 0
+    return alloc_in(b, i)
+
+
+cdef inline uint64_t alloc_in(Blocks *b, uint32_t i) noexcept nogil:
+    """Address of the lowest free page of a broken block that has one."""
+    cdef uint64_t *words = b.used + <uint64_t>i * 8
+    cdef uint64_t free_bits
+    cdef int w = 0
     while words[w] == 0xFFFFFFFFFFFFFFFFULL:
         w += 1
     free_bits = ~words[w]
@@ -155,6 +275,20 @@ cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
         block_unlink(b, b.state[i], i)
     w = w * 64 + count_trailing_zeros(free_bits)
     return b.base + (<uint64_t>i << 21) + (<uint64_t>w << 12)
+
+
+cdef inline int take_page(Blocks *b, uint64_t address, int mobility) noexcept nogil:
+    """Take this page and no other, breaking its block if that is free; -1 when it is not free."""
+    cdef uint32_t i = block_of(b, address)
+    cdef uint64_t page = ((address - b.base) >> 12) & 511
+    if i >= b.n or b.state[i] >= BLOCK_WHOLE:
+        return -1
+    if b.state[i] == BLOCK_FREE:
+        break_open(b, i, mobility)
+    if (b.used[<uint64_t>i * 8 + (page >> 6)] >> (page & 63)) & 1:
+        return -1
+    take_run(b, i, <int>page, 1, 1)
+    return 0
 
 
 cdef inline uint64_t alloc_run(Blocks *b, int pages, int mobility) noexcept nogil:
@@ -172,7 +306,7 @@ cdef inline uint64_t alloc_run(Blocks *b, int pages, int mobility) noexcept nogi
                 return take_run(b, i, at, pages, run)
             at += pages
         i = b.next[i]
-    i = b.head[0]
+    i = first_whole(b)
     if i == NIL:
         return NO_PAGE
     break_open(b, i, mobility)
@@ -217,6 +351,7 @@ cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:
         return -1
     if not word[0] & bit:
         return -1
+    mark_stale(b, address, 1)
     word[0] &= ~bit
     b.free_in[i] += 1
     b.free_pages += 1
@@ -232,6 +367,7 @@ cdef inline int free_2m(Blocks *b, uint64_t address) noexcept nogil:
     cdef uint32_t i = block_of(b, address)
     if i >= b.n or b.state[i] != BLOCK_WHOLE:
         return -1
+    mark_stale(b, address, 512)
     b.free_pages += 512
     give_whole(b, i)
     return 0
@@ -269,6 +405,7 @@ cdef inline int free_1g(Blocks *b, uint64_t address) noexcept nogil:
     cdef uint32_t i
     if first + 512 > b.n or b.state[first] != BLOCK_GIANT:
         return -1
+    mark_stale(b, address, 512 * 512)
     for i in range(first + 512, first, -1):
         give_whole(b, i - 1)
     b.free_pages += 512 * 512
@@ -287,6 +424,19 @@ cdef inline int reserve_low(Blocks *b, uint64_t size) noexcept nogil:
     for i in range(n):
         take_whole(b, i, BLOCK_GIANT)
     b.free_pages -= <uint64_t>n * 512
+    return 0
+
+
+cdef inline int claim_page(Blocks *b, uint64_t address, int mobility) noexcept nogil:
+    """Take one page of a free block, which is broken for it; -1 when the block is not free."""
+    cdef uint32_t i = block_of(b, address)
+    cdef uint64_t page = ((address - b.base) >> 12) & 511
+    if i >= b.n or b.state[i] != BLOCK_FREE:
+        return -1
+    break_open(b, i, mobility)
+    b.used[<uint64_t>i * 8 + (page >> 6)] |= <uint64_t>1 << (page & 63)
+    b.free_in[i] -= 1
+    b.free_pages -= 1
     return 0
 
 

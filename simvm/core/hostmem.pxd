@@ -9,14 +9,18 @@ from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_
                                 free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
 from simvm.core.shadow cimport shadow_drop_leaf, shadow_test_and_clear_accessed
-from simvm.core.table cimport (LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_accessed, clear_entry, find_entry, find_leaf, index_in,
-                               is_child, prune_up,
-                               span_of, table_split, withdraw)
+from simvm.core.table cimport (HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
+                               clear_accessed, clear_entry, find_entry, find_frame, find_leaf,
+                               has_frame, index_in, is_child, prune_up, span_of, table_split,
+                               withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
-cdef enum:
+cdef enum:               # lists that no policy has
+    LAZY_LIST = 13        # the guest has freed it: dropped when memory is short, unless written
+    UNEVICTABLE_LIST = 14  # locked
     PARTIAL_LIST = 15     # blocks of which some pages are no longer mapped
+    MERGED_LIST = 16      # frames that several leaves may map; `owner` counts these
+    TIER_LIST = 17        # pages of slower memory that are mapped where they lie
 
 cdef struct Zapped:
     uint64_t leaves[3]    # removed, by order
@@ -43,11 +47,51 @@ cdef inline void release_frame(Host *h, uint64_t address) noexcept nogil:
         free_2m(&h.frames, h.frames.base + (<uint64_t>block << 21))
 
 
+cdef inline bint in_tier(const Host *h, uint64_t address) noexcept nogil:
+    """Whether a frame is one of slower memory."""
+    return h.tier.n > 0 and address >= h.tier.base
+
+
+cdef inline bint is_merged(const Host *h, uint64_t address) noexcept nogil:
+    """Whether a 4 KiB frame is a merged one."""
+    return h.folios.where[folio_id(&h.folios, address, 0)] == MERGED_LIST
+
+
+cdef inline void keep_written(Backing *b, uint64_t entry, int order) noexcept nogil:
+    """Before D of a leaf is cleared that has it: the page is no longer lazily free.
+
+    D was all that told it from one that is.
+    """
+    cdef uint32_t i
+    if b.from_pool or in_tier(b.host, entry & TARGET):
+        return
+    i = folio_id(&b.host.folios, entry & TARGET, order)
+    if b.host.folios.where[i] == LAZY_LIST:
+        folio_remove(&b.host.folios, i)
+        folio_push(&b.host.folios, 0, i)
+
+
+cdef inline void drop_sharer(Host *h, uint64_t address) noexcept nogil:
+    """One leaf less maps a merged frame; the last one frees it."""
+    cdef uint32_t i = folio_id(&h.folios, address, 0)
+    h.folios.owner[i] -= 1
+    if h.folios.owner[i] == 0:
+        folio_remove(&h.folios, i)
+        free_4k(&h.frames, address)
+
+
 cdef inline void release_leaf(Backing *b, uint64_t target, int order) noexcept nogil:
     cdef Host *h = b.host
     if b.from_pool:
         h.pool[h.n_pool] = target
         h.n_pool += 1
+    elif order == 0 and in_tier(h, target):
+        b.tiered -= 1
+        folio_remove(&h.folios, folio_id(&h.folios, target, 0))
+        free_4k(&h.tier, target)
+    elif order == 0 and is_merged(h, target):
+        b.merged -= 1
+        drop_sharer(h, target)
     elif order == 0:
         release_frame(h, target)
     else:
@@ -70,7 +114,7 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
         span = span_of(level - 1)
         base = at & ~(span - 1)
         old = entry[0]
-        if old & LEAF and (base < start or base + span > end):
+        if has_frame(old) and (base < start or base + span > end):
             if not b.from_pool:
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
                 if table_split(b.table, node, index_in(b.table, at, level)) != 0:
@@ -78,7 +122,7 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
                 z.splits += 1
                 continue
         elif old != 0:
-            if old & LEAF:
+            if has_frame(old):
                 shadow_drop_leaf(b.shadow, entry, base, level - 1)
             clear_entry(b.table, node, index_in(b.table, at, level))
             if old & SWAPPED:
@@ -112,12 +156,14 @@ cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noe
     cdef uint64_t address = (h.folios.owner[folio] & 0xFFFFFFFFFFULL) << 12
     cdef Node *at = NULL
     cdef int order = 0, i
-    cdef uint64_t *entry = find_leaf(t, address, &at, &order)
+    cdef uint64_t *entry = find_frame(t, address, &at, &order)
     if (entry == NULL or order != folio_order(&h.folios, folio)
             or entry[0] & TARGET != folio_address(&h.folios, folio)):
         return -1
     shadow_drop_leaf(b.shadow, entry, address, order)
     folio_remove(&h.folios, folio)
+    if entry[0] & HELD:
+        t.held -= span_of(order) >> 12
     if order == 0:
         entry[0] = (slot << 12) | SWAPPED
         t.leaves[0] -= 1
@@ -142,7 +188,7 @@ cdef inline int split_folio(Host *h, Backing *b, uint32_t folio, int which) noex
     cdef Node *at = NULL
     cdef int order = 0, i
     cdef uint32_t page
-    cdef uint64_t *entry = find_leaf(t, address, &at, &order)
+    cdef uint64_t *entry = find_frame(t, address, &at, &order)
     if entry == NULL or order != 1 or entry[0] & TARGET != frame:
         return -1
     shadow_drop_leaf(b.shadow, entry, address, order)
@@ -173,7 +219,7 @@ cdef inline int split_partial(Host *h, Backing *b, uint32_t folio, int which) no
     folio_remove(&h.folios, folio)
     break_2m(&h.frames, frame)
     for i in range(512):
-        entry = find_leaf(t, address + <uint64_t>i * 4096, &at, &order)
+        entry = find_frame(t, address + <uint64_t>i * 4096, &at, &order)
         if entry != NULL and entry[0] & TARGET == frame + <uint64_t>i * 4096:
             page = folio_id(&h.folios, frame + <uint64_t>i * 4096, 0)
             h.folios.owner[page] = owner + i
@@ -200,6 +246,9 @@ cdef inline int64_t swap_in(Backing *b, uint64_t address, uint64_t frame, int wh
     b.table.swapped -= 1
     page = folio_id(&h.folios, frame, 0)
     h.folios.owner[page] = (b.owner << 40) | (address >> 12)
+    if in_tier(h, frame):
+        b.tiered += 1
+        which = TIER_LIST
     folio_push(&h.folios, which, page)
     return slot
 
@@ -214,7 +263,7 @@ cdef inline uint64_t stranded_pages(const Node *node, const Blocks *guest,
         if node.entry[i] == 0 or node.entry[i] & SWAPPED:
             continue
         address = base + (<uint64_t>i << (3 + 9 * node.level))
-        if node.entry[i] & LEAF:
+        if has_frame(node.entry[i]):
             pages += free_in_range(guest, address, node.level - 1)
         elif node.level == 2:
             block = block_of(guest, address)
@@ -264,16 +313,21 @@ cdef inline bint claim_pages(uint64_t *claimed, uint64_t address, uint64_t n) no
     return alone
 
 
-cdef inline bint claim_below(const Node *node, uint64_t *claimed, bint data) noexcept nogil:
-    """Set the bits of a table page, its mirror, and all it leads to (tables alone: not `data`)."""
+cdef inline bint claim_below(const Node *node, uint64_t *claimed, const Host *h) noexcept nogil:
+    """Set the bits of a table page, its mirror, and all it leads to: data too if `h` is given.
+
+    Merged frames have several owners, and slower memory is no RAM: both are left out.
+    """
     cdef bint alone = claim_pages(claimed, node.address, 1)
     cdef int i
     if node.mirror != NO_PAGE:
         alone = claim_pages(claimed, node.mirror, 1) and alone
     for i in range(node.entries):
         if is_child(node.entry[i]):
-            alone = claim_below(child_of(node.entry[i]), claimed, data) and alone
-        elif data and node.entry[i] & LEAF:
+            alone = claim_below(child_of(node.entry[i]), claimed, h) and alone
+        elif (h != NULL and has_frame(node.entry[i])
+                and not (node.level == 1 and (in_tier(h, node.entry[i] & TARGET)
+                                              or is_merged(h, node.entry[i] & TARGET)))):
             alone = claim_pages(claimed, node.entry[i] & TARGET,
                                 span_of(node.level - 1) >> 12) and alone
     return alone

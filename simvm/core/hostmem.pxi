@@ -1,28 +1,37 @@
-# Part of simvm/_core.pyx: host memory and what backs a guest with it.
+# Part of simvm/_core.pyx: host memory.
+
+cimport simvm.core.compact as compact
+
+RUN_NO_BLOCK = vcpu.RUN_NO_BLOCK
 
 cdef class HostMemory:
-    """Host RAM: frames, folios and their lists, and a hugetlb pool.
+    """Host RAM: frames, folios and their lists, a hugetlb pool, and a `tier` of slower memory.
 
-    Lists are numbered 1 to 14 and belong to the reclaim policy; 0 is none. Folio ids
-    are opaque; `order_of` and `owner_of` describe them.
+    Lists are numbered: 0 is none; 1 to 12 belong to the reclaim policy, and each group of owners
+    has its own. `LAZY_LIST` is what guests have freed, `UNEVICTABLE_LIST` what they have locked;
+    these are common to all. Folio ids are opaque; `order_of` and `owner_of` describe them.
     """
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, tier=0):
         memset(&self.c, 0, sizeof(vcpu.Host))
         self.frames = BlockAllocator(0)
-        if size % (1 << 21) or size <= 0 or size >= <uint64_t>1 << 43:
+        base = -(-size // (1 << 30)) << 30
+        if size % (1 << 21) or size <= 0 or base + tier >= 1 << 43:
             raise ValueError("host memory must be a multiple of 2 MiB below 8 TiB")
-        if blocks.blocks_init(&self.c.frames, size, 0) != 0:
+        if blocks.blocks_init(&self.c.frames, size, 0, 0) != 0:
             raise MemoryError()
-        if folios.folios_init(&self.c.folios, size, 0) != 0:
+        if tier and blocks.blocks_init(&self.c.tier, tier, base, 0) != 0:
             raise MemoryError()
-        self.frames.c = &self.c.frames
-        self.frames.keep = self
+        if folios.folios_init(&self.c.folios, base + tier if tier else size, 0) != 0:
+            raise MemoryError()
+        self.tier = BlockAllocator(0)
+        self.frames.c, self.tier.c = &self.c.frames, &self.c.tier
+        self.frames.keep = self.tier.keep = self
         self.backings = {}
-        self.c.new_list = 1
 
     def __dealloc__(self):
         blocks.blocks_free(&self.c.frames)
+        blocks.blocks_free(&self.c.tier)
         folios.folios_free(&self.c.folios)
         free(self.c.pool)
 
@@ -51,16 +60,81 @@ cdef class HostMemory:
         self.c.floor, self.c.huge_floor = floor >> 12, huge_floor >> 12
         self.c.wake_below = wake_below >> 12
 
-    @property
-    def new_list(self):
-        """The list that new folios join."""
-        return self.c.new_list
+    def add_group(self):
+        """A new group of owners, with lists of its own: its number. Group 0 is there already."""
+        cdef int group = folios.folios_add_group(&self.c.folios)
+        if group < 0:
+            raise MemoryError()
+        return group
 
-    @new_list.setter
-    def new_list(self, int which):
-        if not 0 < which < PARTIAL_LIST:
-            raise ValueError("lists are numbered 1 to 14")
-        self.c.new_list = which
+    def ask_for_block(self, bint on):
+        """Whether a fault that finds no 2 MiB block stops its run before it falls back."""
+        self.c.ask_for_block = on
+
+    def scatter(self, const uint64_t[::1] addresses, bint movable):
+        """Take these pages for the host itself. MemoryError when one is not free."""
+        cdef Py_ssize_t i
+        cdef uint32_t page
+        for i in range(addresses.shape[0]):
+            if blocks.take_page(&self.c.frames, addresses[i],
+                                blocks.MOVABLE if movable else blocks.UNMOVABLE) != 0:
+                raise MemoryError(f"page {addresses[i]:#x} is not free")
+            page = folios.folio_id(&self.c.folios, addresses[i], 0)
+            self.c.folios.owner[page] = compact.HOSTS_OWN if movable else compact.HOSTS_FIXED
+
+    def claim(self, uint64_t[::1] claimed):
+        """As `Backing.claim`, for the pages that the host took for itself by `scatter`."""
+        return bool(compact.claim_hosts(&self.c, &claimed[0]))
+
+    def next_to_empty(self, uint32_t at, uint32_t end):
+        """The first block in [at, end) whose pages in use can all be moved; `end` if none."""
+        while at < end and not compact.block_moves(&self.c, at):
+            at += 1
+        return at
+
+    def empty(self, uint32_t block, uint32_t cursor):
+        """Move the pages of a block to free ones of broken blocks, from `cursor` down to it.
+
+        Returns what moved, as (owner, address) of each page (owner 0: the host's own), the
+        cursor where the search goes on, and whether the block is free now.
+        """
+        cdef Backing backing
+        cdef list moved = []
+        cdef uint32_t page
+        cdef uint64_t to, owner
+        if block >= self.c.frames.n or cursor >= self.c.frames.n:
+            raise ValueError("there is no such block")
+        for page in range(block * 512, block * 512 + 512):
+            if not self.c.frames.used[page >> 6] >> (page & 63) & 1:
+                continue
+            owner = self.c.folios.owner[page]
+            backing = self.backings.get(owner >> 40)
+            if not compact.page_moves(&self.c, page) or (
+                    backing is None and owner != compact.HOSTS_OWN):
+                break
+            to = compact.free_above(&self.c.frames, block, &cursor)
+            if to == blocks.NO_PAGE:
+                break
+            if compact.migrate(&self.c, NULL if backing is None else &backing.c, page, to) != 0:
+                blocks.free_4k(&self.c.frames, to)
+                break
+            moved.append((0, 0) if backing is None
+                         else (owner >> 40, (owner & 0xFFFFFFFFFF) << 12))
+            if self.c.frames.state[block] == blocks.BLOCK_FREE:
+                break
+        return moved, cursor, self.c.frames.state[block] == blocks.BLOCK_FREE
+
+    def set_new_list(self, int which, int group=0):
+        """The list of a group that new folios join."""
+        self._lists_of(group)
+        if not 0 < which < LAZY_LIST:
+            raise ValueError(f"a policy's lists are numbered 1 to {LAZY_LIST - 1}")
+        self.c.folios.new_list[group] = which
+
+    cdef int _lists_of(self, int group) except -1:
+        if not 0 <= group < self.c.folios.n_groups:
+            raise ValueError(f"there is no group {group}")
+        return group * folios.N_LISTS
 
     @property
     def free_bytes(self):
@@ -71,9 +145,17 @@ cdef class HostMemory:
         """Bytes of free hugetlb pages."""
         return self.c.n_pool * table.span_of(self.c.pool_order)
 
-    def list_bytes(self, int which):
+    def list_bytes(self, int which, int group=0):
         """Bytes of the folios on one list."""
-        return self.c.folios.pages[which] << 12
+        return self.c.folios.pages[self._lists_of(group) + which] << 12
+
+    def group_bytes(self, int group):
+        """Bytes of the folios on all lists of a group's own."""
+        cdef int first = self._lists_of(group), i
+        cdef uint64_t pages = 0
+        for i in range(first + 1, first + folios.COMMON_LISTS):
+            pages += self.c.folios.pages[i]
+        return pages << 12
 
     @property
     def partial_bytes(self):
@@ -84,6 +166,26 @@ cdef class HostMemory:
             pages += 512 - self.c.folios.mapped[i - self.c.folios.n_pages]
             i = self.c.folios.next[i]
         return pages << 12
+
+    def sharers(self, uint64_t frame):
+        """How many leaves map a merged frame; 0 for any other."""
+        cdef uint32_t i = folios.folio_id(&self.c.folios, frame, 0)
+        return self.c.folios.owner[i] if hostmem.is_merged(&self.c, frame) else 0
+
+    def claim_merged(self, uint64_t[::1] claimed):
+        """As `Backing.claim`, for merged frames, each once."""
+        cdef uint32_t i = self.c.folios.head[hostmem.MERGED_LIST]
+        cdef bint alone = True
+        while i != blocks.NIL:
+            alone = hostmem.claim_pages(
+                &claimed[0], folios.folio_address(&self.c.folios, i), 1) and alone
+            i = self.c.folios.next[i]
+        return alone
+
+    @property
+    def merged_bytes(self):
+        """Bytes of merged frames."""
+        return self.c.folios.pages[hostmem.MERGED_LIST] << 12
 
     def order_of(self, uint32_t folio):
         return folios.folio_order(&self.c.folios, folio)
@@ -96,18 +198,22 @@ cdef class HostMemory:
     def address_of(self, uint32_t folio):
         return folios.folio_address(&self.c.folios, folio)
 
+    def list_of(self, uint32_t folio):
+        """The list that a folio is on, or 0."""
+        return self.c.folios.where[folio]
+
     cdef vcpu.Backing *_backing_of(self, uint32_t folio) except NULL:
         cdef Backing backing = self.backings.get(self.c.folios.owner[folio] >> 40)
         if backing is None:
             raise ValueError(f"folio {folio} has no owner")
         return &backing.c
 
-    def scan(self, int which, uint64_t pages):
+    def scan(self, int which, uint64_t pages, int group=0):
         """Folios from the old end of a list, and whether each was accessed since.
 
         As many as make up `pages` pages of 4 KiB. Clears their A bits; the list stays.
         """
-        cdef uint32_t i = self.c.folios.tail[which]
+        cdef uint32_t i = self.c.folios.tail[self._lists_of(group) + which]
         cdef uint64_t seen = 0
         cdef list found = []
         while i != blocks.NIL and seen < pages:
@@ -118,13 +224,24 @@ cdef class HostMemory:
         return found
 
     def move(self, folio_ids, int which):
-        """Put folios at the young end of a list, in the order given."""
+        """Put folios at the young end of a list (0: of that for new ones), in the order given."""
         cdef uint32_t i
-        if not 0 < which < PARTIAL_LIST:
+        if not 0 <= which < PARTIAL_LIST:
             raise ValueError("lists are numbered 1 to 14")
         for i in folio_ids:
             folios.folio_remove(&self.c.folios, i)
             folios.folio_push(&self.c.folios, which, i)
+
+    def look_around(self, uint32_t folio, int which):
+        """Age a folio of 4 KiB and its neighbours; those accessed go to a list.
+
+        (leaves looked at, how many of them were accessed), within one page table.
+        """
+        cdef aging.Aged aged
+        memset(&aged, 0, sizeof(aged))
+        aging.look_around(self._backing_of(folio),
+                          (self.c.folios.owner[folio] & 0xFFFFFFFFFF) << 12, which, &aged)
+        return aged.leaves, aged.young
 
     def swap_out(self, uint32_t folio, uint64_t slot):
         """Replace a folio's mapping by swap slots from `slot` on; its frames stay taken.
@@ -150,92 +267,20 @@ cdef class HostMemory:
             n += 1
         return n, pages << 12
 
+    def lazy(self, uint64_t pages, int group=-1):
+        """Folios that guests freed lazily, oldest first, and whether they were written since.
 
-cdef class Backing:
-    """How one guest's memory is backed: `page_table` (SLAT, or a container's own) over a host.
-
-    `order` is what a fault maps if it can (1: 2 MiB, falling back to 4 KiB); `from_pool`
-    takes hugetlb pages instead; `deposits` keeps a page table for each 2 MiB leaf, as
-    anonymous memory does; `end` is where guest memory ends (0 for a container).
-    With a `shadow` the processor does not walk `page_table`, but the shadow's tables.
-    """
-
-    def __cinit__(self, HostMemory host, PageTable page_table, int owner, int order, uint64_t end,
-                  deposits=True, from_pool=False, Shadow shadow=None):
-        if owner in host.backings or not 0 <= owner < 1 << 23:
-            raise ValueError(f"owner (={owner}) must be new and below 2^23")
-        if page_table.c.granule != 12:
-            raise ValueError("host memory is backed in the 4 KiB granule")
-        self.host = host
-        self.page_table = page_table
-        self.c.table = &page_table.c
-        self.c.host = &host.c
-        self.c.owner = owner
-        self.c.order = order
-        self.c.end = end
-        self.c.deposits = deposits
-        self.c.from_pool = from_pool
-        self.shadow = shadow
-        self.c.shadow = NULL if shadow is None else &shadow.c
-        host.backings[owner] = self
-
-    @property
-    def fallbacks(self):
-        """2 MiB faults that had to back 4 KiB."""
-        return self.c.fallbacks
-
-    def zap(self, uint64_t start, uint64_t length):
-        """Unmap and free a range: (leaves by order, splits, freed swap slots as an array)."""
-        cdef hostmem.Zapped z
-        cdef uint64_t[::1] slots = np.empty(self.c.table.swapped + 1, dtype=np.uint64)
-        memset(&z, 0, sizeof(z))
-        if hostmem.zap(&self.c, start, start + length, &slots[0], &z) != 0:
-            raise MemoryError("no memory for a page table")
-        return (z.leaves[0], z.leaves[1], z.leaves[2]), z.splits, np.asarray(slots)[: z.slots]
-
-    def swap_in(self, uint64_t address, uint64_t frame, int which):
-        """Map a 4 KiB frame where a swap entry stands; its slot. KeyError when none does."""
-        cdef int64_t slot = hostmem.swap_in(&self.c, address, frame, which)
-        if slot < 0:
-            raise KeyError(f"{address:#x} is not swapped out")
-        return slot
-
-    def slot_of(self, uint64_t address):
-        """The swap slot that holds a page, or None."""
-        cdef table.Node *at = NULL
-        cdef int level = 0
-        cdef uint64_t *entry = table.find_entry(self.c.table, address, &at, &level)
-        return entry[0] >> 12 if entry[0] & table.SWAPPED else None
-
-    def stranded_bytes(self, BlockAllocator guest):
-        """Backed bytes that are free in the guest."""
-        return hostmem.stranded_pages(self.c.table.root, guest.c, 0) << 12
-
-    def claim(self, uint64_t[::1] claimed):
-        """Set a bit for every host page that this backing owns: data, tables, deposits.
-
-        False when one of them was set before, and so has two owners.
+        As many as make up `pages` pages of 4 KiB, of one group of owners or of all. The list
+        stays.
         """
-        cdef uint64_t i
-        cdef table.Table *shadow_table
-        cdef bint alone = hostmem.claim_below(self.c.table.root, &claimed[0], True)
-        for i in range(self.c.table.n_deposits):
-            alone = hostmem.claim_pages(&claimed[0], self.c.table.deposits[i], 1) and alone
-        for i in range(0 if self.shadow is None else self.shadow.c.n_processes):
-            shadow_table = self.shadow.c.process[i].table
-            alone = hostmem.claim_below(shadow_table.root, &claimed[0], False) and alone
-        return alone
-
-    def shadow_agrees(self):
-        """Whether each shadow leaf maps what guest and host map now: the thorough check."""
-        return self.shadow is None or bool(shadow.shadow_agrees(&self.shadow.c, self.c.table))
-
-    def destroy(self):
-        """Give everything back: data, tables, deposits. Returns freed swap slots."""
-        if self.shadow is not None:
-            self.c.shadow = NULL
-            self.shadow.destroy()
-        slots = self.zap(0, table.reach_of(self.c.table))[2]
-        self.page_table.destroy()
-        del self.host.backings[self.c.owner]
-        return slots
+        cdef uint32_t i = self.c.folios.tail[LAZY_LIST]
+        cdef uint64_t seen = 0, start, size
+        cdef list found = []
+        while i != blocks.NIL and seen < pages:
+            if group in (-1, folios.group_of(&self.c.folios, i)):
+                start = (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12
+                size = table.span_of(folios.folio_order(&self.c.folios, i))
+                found.append((i, bool(advice.written(self._backing_of(i), start, start + size))))
+                seen += size >> 12
+            i = self.c.folios.prev[i]
+        return found

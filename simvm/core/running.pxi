@@ -1,12 +1,17 @@
 # Part of simvm/_core.pyx: named regions, streams of accesses, and the vCPU that runs them.
 
 cdef class Region:
-    """A named range of a process: `size` bytes from `base`, in guest pages of `order`."""
+    """A named range of a process: `size` bytes from `base`, in guest pages of `order`.
 
-    def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False):
+    `asid` is its process for the guest's kernel; `pooled`: in huge pages of that one's pool.
+    """
+
+    def __cinit__(self, uint64_t base, uint64_t size, int order, zeroing=False, uint64_t asid=0,
+                  pooled=False):
         if not 0 <= order <= 2 or size == 0 or (base | size) % table.span_of(order):
             raise ValueError("base and size must be multiples of the guest page size")
         self.c.base, self.c.bytes, self.c.order, self.c.zeroing = base, size, order, zeroing
+        self.c.asid, self.c.pooled = asid, pooled
         self.c.n_touched = 0
         # calloc maps zero pages lazily: what is never touched costs nothing.
         self.c.touched = <uint64_t *>calloc((size >> 18) + 1, 8)
@@ -15,6 +20,16 @@ cdef class Region:
 
     def __dealloc__(self):
         free(self.c.touched)
+
+    @property
+    def order(self):
+        """Of its guest pages: 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB."""
+        return self.c.order
+
+    @property
+    def pooled(self):
+        """Whether its pages are of the guest's hugetlb pool."""
+        return bool(self.c.pooled)
 
     @property
     def base(self):
@@ -29,10 +44,12 @@ cdef class Region:
         """4 KiB x pages accessed since they were allocated."""
         return self.c.n_touched << 12
 
-    def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size):
+    def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size,
+                   GuestKernel kernel=None):
         """The guest frees the last `size` bytes: guest-physical extents [(start, length)].
 
-        Guest pages, deposits and emptied tables go back to guest memory.
+        Guest pages, deposits and emptied tables go back to guest memory, huge pages of a pool
+        to it, and swap slots to the kernel's `freed_slots`.
         """
         cdef uint64_t end = self.c.bytes
         cdef uint64_t at, span, page, word
@@ -51,7 +68,13 @@ cdef class Region:
                 target, order = entry[0] & table.TARGET, level - 1
                 table.clear_entry(&guest.c, node, entry - node.entry)
                 table.prune_up(&guest.c, node)
-                if order == 0:
+                if self.c.pooled:
+                    guestmem.give_pooled(&kernel.c, target, order)
+                elif kernel is not None:
+                    guestmem.note_unmapped(&kernel.c, target, order)
+                if self.c.pooled:
+                    pass
+                elif order == 0:
                     blocks.free_4k(memory.c, target)
                 elif order == 1:
                     blocks.free_2m(memory.c, target)
@@ -64,11 +87,40 @@ cdef class Region:
                     if length:
                         extents.append((start, length))
                     start, length = target, span
+            elif entry[0] & table.SWAPPED:
+                kernel.freed_slots.append(entry[0] >> 12)
+                table.clear_entry(&guest.c, node, entry - node.entry)
+                table.prune_up(&guest.c, node)
             at = (at & ~(span - 1)) + span
         if length:
             extents.append((start, length))
         self.forget_tail(size)
         return extents
+
+    def extents(self, PageTable guest):
+        """Guest-physical extents [(start, length)] of what is mapped, in order and merged."""
+        cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span
+        cdef table.Node *node = NULL
+        cdef int level = 0
+        cdef uint64_t *entry
+        cdef list pages = [], merged = []
+        cdef uint64_t start = 0, length = 0, target
+        while at < end:
+            entry = table.find_entry(&guest.c, at, &node, &level)
+            span = table.span_of(level - 1)
+            if entry[0] & table.LEAF:
+                pages.append((entry[0] & table.TARGET, span))
+            at = (at & ~(span - 1)) + span
+        for target, span in sorted(pages):
+            if length and start + length == target:
+                length += span
+                continue
+            if length:
+                merged.append((start, length))
+            start, length = target, span
+        if length:
+            merged.append((start, length))
+        return merged
 
     def forget_tail(self, uint64_t size):
         """Shorten the region by `size` bytes and forget what was touched there."""
@@ -80,6 +132,25 @@ cdef class Region:
                 self.c.touched[page >> 6] &= ~(<uint64_t>1 << (page & 63))
                 self.c.n_touched -= 1
         self.c.bytes -= size
+
+    def locate(self, const uint64_t[::1] offsets, PageTable guest=None):
+        """Where bytes of the region lie in guest-physical memory; unmapped ones are left out."""
+        cdef uint64_t[::1] found = np.empty(offsets.shape[0], dtype=np.uint64)
+        cdef table.Node *node = NULL
+        cdef int order = 0
+        cdef uint64_t *entry
+        cdef uint64_t at
+        cdef Py_ssize_t i, n = 0
+        for i in range(offsets.shape[0]):
+            at = self.c.base + offsets[i]
+            if guest is not None:
+                entry = table.find_leaf(&guest.c, at, &node, &order)
+                if entry == NULL:
+                    continue
+                at = (entry[0] & table.TARGET) + (at & (table.span_of(order) - 1))
+            found[n] = at
+            n += 1
+        return np.asarray(found)[:n]
 
     def backing_of(self, Backing backing, PageTable guest=None):
         """Bytes of this region by how the host holds them: (4 KiB, 2 MiB, 1 GiB, swapped)."""
@@ -103,7 +174,7 @@ cdef class Region:
             while host_at < host_end:
                 entry = table.find_entry(backing.c.table, host_at, &node, &level)
                 n = min(((host_at >> (3 + 9 * level)) + 1) << (3 + 9 * level), host_end) - host_at
-                if entry[0] & table.LEAF:
+                if table.has_frame(entry[0]):
                     held[level - 1] += n
                 elif entry[0] & table.SWAPPED:
                     held[3] += n
@@ -230,6 +301,14 @@ cdef class Stream:
             stream.stream_consume(&self.c)
         return np.asarray(out)
 
+    def ahead(self):
+        """Offsets of accesses that come next: as many as are drawn already, perhaps none."""
+        cdef int i
+        cdef uint64_t[::1] out = np.empty(min(self.c.n - self.c.at, stream.AHEAD), np.uint64)
+        for i in range(<int>out.shape[0]):
+            out[i] = self.c.next[self.c.at + i] >> 1
+        return np.asarray(out)
+
     @property
     def digest(self):
         """A 64-bit digest of every access done so far, in order."""
@@ -258,6 +337,11 @@ cdef class Vcpu:
         self.mmu = mmu
         self.c.mmu = &mmu.c
 
+    def set_kernel(self, GuestKernel kernel):
+        """The guest's kernel keeps account of its memory from now on."""
+        self.kernel = kernel
+        self.c.kernel = &kernel.c
+
     def set_untagged(self, bint untagged):
         """Whether each exit to the host empties the MMU, as without VPIDs."""
         self.c.untagged = untagged
@@ -266,9 +350,13 @@ cdef class Vcpu:
         """What docs/translation.md counts, for this vCPU's accesses, on whatever MMU."""
         return with_sums(self.c.count)
 
-    def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib):
-        """Service of a host fault by order, of a guest fault, and of zeroing in the guest."""
-        self.c.fault_ns = fault_ns
+    def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib,
+                  uint64_t remap_ns=0):
+        """Service of a host fault by order, of a guest fault, and of zeroing in the guest.
+
+        `remap_ns` is that of a host fault that finds the frame there.
+        """
+        self.c.fault_ns, self.c.remap_ns = fault_ns, remap_ns
         self.c.guest_fault_ns, self.c.zero_ns_per_mib = guest_fault_ns, zero_ns_per_mib
 
     def set_phase(self, uint64_t cycles_per_access, double walk_exposed):
@@ -341,11 +429,16 @@ cdef class Vcpu:
         return self.c.slat_faults[0], self.c.slat_faults[1], self.c.slat_faults[2]
 
     @property
+    def remapped(self):
+        """Host faults that found a held frame."""
+        return self.c.remapped
+
+    @property
     def served(self):
         """Faults and zeroed bytes in one number: it grows when any of them does."""
         return (self.c.guest_faults[0] + self.c.guest_faults[1] + self.c.guest_faults[2]
                 + self.c.slat_faults[0] + self.c.slat_faults[1] + self.c.slat_faults[2]
-                + self.c.zeroed_bytes)
+                + self.c.remapped + self.c.zeroed_bytes)
 
     @property
     def zeroed_bytes(self):
@@ -353,6 +446,14 @@ cdef class Vcpu:
         return self.c.zeroed_bytes
 
     @property
+    def reuse_bytes(self):
+        """The part of the zeroed bytes that somebody had used before: `zeroing` did not ask."""
+        return self.c.reuse_bytes
+
+    @property
     def fault_address(self):
-        """What the last RUN_SWAPPED or RUN_NO_MEMORY was about, in the backing's space."""
+        """What the last RUN_SWAPPED, RUN_NO_MEMORY or RUN_PROTECTED was about.
+
+        An address in the backing's space; after RUN_GUEST_SWAPPED one in the process.
+        """
         return self.c.fault_address

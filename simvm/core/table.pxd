@@ -8,7 +8,9 @@
 # page-table page.
 #
 # An entry: 0 (nothing); a child (node pointer | PRESENT); a leaf (target address |
-# PRESENT | LEAF | A | D); or a swapped page (slot << 12 | SWAPPED, level 1 only).
+# PRESENT | LEAF | A | D); a held frame (target address | HELD | A | D), which is still the
+# owner's but which the processor does not find; or a swapped page (slot << 12 | SWAPPED,
+# level 1 only).
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
@@ -23,6 +25,8 @@ cdef enum:
     ACCESSED = 4
     DIRTY = 8
     SWAPPED = 16
+    HELD = 32
+    YOUNG = 64               # was accessed before somebody else cleared A (Linux' PG_young)
 
 cdef enum:
     MAP_OK = 0
@@ -65,7 +69,8 @@ cdef struct Table:
     Blocks *memory
     uint64_t pages           # table pages, the root included
     uint64_t mirror_pages
-    uint64_t leaves[3]       # by order
+    uint64_t leaves[3]       # by order, held ones included
+    uint64_t held            # 4 KiB pages of held leaves
     uint64_t swapped
     uint64_t *deposits       # page-table pages kept for the split of 2 MiB leaves
     uint64_t n_deposits
@@ -109,7 +114,7 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
     cdef uint64_t entries = t.mask[level] + 1, size
     cdef int pages = <int>max((entries * 8) >> 12, <uint64_t>1 << (t.granule - 12))
     # The split of a 2 MiB leaf uses the page-table page that was deposited for it.
-    if level == 1 and t.n_deposits > 0 and parent.entry[slot] & LEAF:
+    if level == 1 and t.n_deposits > 0 and has_frame(parent.entry[slot]):
         t.n_deposits -= 1
         kept = t.deposits[t.n_deposits]
     if kept != NO_PAGE and not t.mirrored:
@@ -174,6 +179,11 @@ cdef inline bint is_child(uint64_t entry) noexcept nogil:
     return (entry & (PRESENT | LEAF)) == PRESENT
 
 
+cdef inline bint has_frame(uint64_t entry) noexcept nogil:
+    """Whether memory is there, mapped or held."""
+    return (entry & (LEAF | HELD)) != 0
+
+
 cdef inline void subtree_release(Table *t, Node *node) noexcept nogil:
     cdef int i
     if node.level > 1:
@@ -208,9 +218,8 @@ cdef inline void subtree_drop(Node *node) noexcept nogil:
     free(node)
 
 
-cdef inline int deposit(Table *t) noexcept nogil:
-    """Set a page-table page aside for a new 2 MiB leaf; -1 when memory is short."""
-    cdef uint64_t address
+cdef inline int keep_deposit(Table *t, uint64_t address) noexcept nogil:
+    """Set a page aside for the split of a 2 MiB leaf; -1 when real memory is short."""
     cdef uint64_t *more
     if t.n_deposits == t.deposit_room:
         more = <uint64_t *>realloc(t.deposits, (t.deposit_room * 2 + 64) * 8)
@@ -218,12 +227,15 @@ cdef inline int deposit(Table *t) noexcept nogil:
             return -1
         t.deposits = more
         t.deposit_room = t.deposit_room * 2 + 64
-    address = alloc_4k(t.memory, UNMOVABLE)
-    if address == NO_PAGE:
-        return -1
     t.deposits[t.n_deposits] = address
     t.n_deposits += 1
     return 0
+
+
+cdef inline int deposit(Table *t) noexcept nogil:
+    """Take a page-table page and set it aside for a new 2 MiB leaf; -1 when memory is short."""
+    cdef uint64_t address = alloc_4k(t.memory, UNMOVABLE)
+    return -1 if address == NO_PAGE else keep_deposit(t, address)
 
 
 cdef inline void withdraw(Table *t) noexcept nogil:
@@ -252,6 +264,17 @@ cdef inline uint64_t *find_leaf(const Table *t, uint64_t address, Node **at,
     cdef int level
     cdef uint64_t *entry = find_entry(t, address, at, &level)
     if not entry[0] & LEAF:
+        return NULL
+    order[0] = level - 1
+    return entry
+
+
+cdef inline uint64_t *find_frame(const Table *t, uint64_t address, Node **at,
+                                 int *order) noexcept nogil:
+    """The leaf or the held entry that has the frame of `address`, or NULL."""
+    cdef int level
+    cdef uint64_t *entry = find_entry(t, address, at, &level)
+    if not has_frame(entry[0]):
         return NULL
     order[0] = level - 1
     return entry
@@ -301,7 +324,7 @@ cdef inline bint empty_below(const Node *node) noexcept nogil:
     if node.level == 1:
         return False
     for i in range(node.entries):
-        if node.entry[i] & LEAF:
+        if has_frame(node.entry[i]):
             return False
         if is_child(node.entry[i]) and not empty_below(child_of(node.entry[i])):
             return False
@@ -331,9 +354,11 @@ cdef inline int table_map(Table *t, uint64_t address, uint64_t target, int order
 
 
 cdef inline void clear_entry(Table *t, Node *node, uint64_t slot) noexcept nogil:
-    """Remove a leaf or a swapped entry; the table page stays."""
-    if node.entry[slot] & LEAF:
+    """Remove a leaf, a held or a swapped entry; the table page stays."""
+    if has_frame(node.entry[slot]):
         t.leaves[node.level - 1] -= 1
+        if node.entry[slot] & HELD:
+            t.held -= span_of(node.level - 1) >> 12
     elif node.entry[slot] & SWAPPED:
         t.swapped -= 1
     node.entry[slot] = 0
@@ -396,6 +421,6 @@ cdef inline bint clear_accessed(Table *t, Node *node, uint64_t slot) noexcept no
         first = slot & ~<uint64_t>(GROUP - 1)
         last = first + GROUP - 1
     for slot in range(first, last + 1):
-        before |= node.entry[slot] & ACCESSED
-        node.entry[slot] &= ~<uint64_t>ACCESSED
+        before |= node.entry[slot] & (ACCESSED | YOUNG)
+        node.entry[slot] &= ~<uint64_t>(ACCESSED | YOUNG)
     return before != 0

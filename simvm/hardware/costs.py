@@ -41,7 +41,13 @@ class Costs:
     shadow_fill_ns: int
     """Shadow paging: an exit on a missing shadow entry, beside what it backs."""
     userfaultfd_extra_ns: int
-    """What handling by a userfaultfd thread adds to a fault."""
+    """What handling by a userfaultfd thread adds to a fault, under the lock of its queue."""
+    userfaultfd_waiter_ns: int
+    """What each other fault that waits adds to that."""
+    exit_to_userspace_extra_ns: int
+    """What installing by the vCPU thread itself, in user space, adds to a fault."""
+    line_transfer_ns: int
+    """A cache line comes from the core of another vCPU, on average."""
     zone_lock_hold_ns: int
     mmu_lock_hold_ns: int
     zap_4k_ns: int
@@ -54,14 +60,66 @@ class Costs:
     """The interruption of a vCPU that receives one."""
     reclaim_scan_ns: int
     """Looking at one folio."""
+    age_entry_ns: int
+    """A walk for accessed bits: each leaf, and each page table that it comes to."""
+    age_table_ns: int
     swap_fault_ns: int
     """CPU time of a major fault, beside the device."""
     thp_split_ns: int
+    thp_collapse_ns: int
+    """Joining 4 KiB pages into a huge one, without copy, zeroing and shootdown."""
+    khugepaged_scan_ns: int
+    """Looking at the page-table entries of one range."""
+    compact_scan_ns: int
+    """Looking at one block."""
+    copy_bandwidth_bytes_per_s: int
+    """At which one core copies pages."""
     hint_call_ns: int
     """One call over the channel, guest and VMM, beside what it makes the host do."""
+    hint_range_ns: int
+    """Each further range of a call that has several."""
+    vma_change_ns: int
+    """Changing one VMA of the VMM: finding, splitting or merging it, under the mmap lock."""
+    unmap_entry_ns: int
+    """Removing one SLAT entry whose page stays."""
+    balloon_inflate_4k_ns: int
+    """A page taken by a balloon, guest and VMM, without the zap."""
+    balloon_inflate_2m_ns: int
+    balloon_deflate_4k_ns: int
+    balloon_deflate_2m_ns: int
+    virtio_mem_unplug_ns: int
+    """For 2 MiB."""
+    virtio_mem_plug_ns: int
+    shared_reclaim_ns: int
+    """A free 2 MiB frame, taken through a shared allocator, without the zap."""
+    shared_return_ns: int
+    shared_scan_ns: int
+    """Looking at the state of a frame."""
+    page_migration_ns: int
+    """Moving a page of 4 KiB or 2 MiB, beside copying it."""
+    report_message_ns: int
+    """A message of free page reporting, beside its blocks: exit, VMM, interrupt."""
+    report_block_ns: int
+    """A free block in such a message, without the zap."""
     context_switch_ns: int
     timeslice_ns: int
+    ksm_scan_ns: int
+    """Same-page merging: looking at one page, its checksum and tree searches included."""
+    ksm_merge_ns: int
+    """Same-page merging: comparing, write-protecting and replacing a page."""
+    cxl_extra_ns: int
+    """What an access that misses the caches takes longer in CXL memory than in RAM."""
+    migrate_4k_ns: int
+    """Moving a page to another node: unmapping, copying, mapping."""
+    zram_lz4_ns: int
+    """Compressing a 4 KiB page, or decompressing it, in the mean."""
+    zram_lz4_p99_ns: int
+    zram_lzo_rle_ns: int
+    zram_lzo_rle_p99_ns: int
+    zram_zstd_ns: int
+    zram_zstd_p99_ns: int
     nvme_latency_ns: int
+    nvme_latency_p99_ns: int
     nvme_parallelism: int
     """Requests at once."""
     nvme_bandwidth_bytes_per_s: int

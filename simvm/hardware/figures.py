@@ -28,6 +28,7 @@ TAGS: Final = {
     "abs": "from an abstract",
     "sec": "a third party quoting",
     "derived": "arithmetic on a figure that has a source",
+    "calibrated": "fitted to a measured figure by running the simulation",
     "range": "no source: a range to sweep",
     "assumed": "no source and no range: a choice of shape",
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import simpy
 
 from simvm.hardware import load_costs, load_cpu
+from simvm.hardware.geometry import PAGE
 from simvm.model import ledger
 from simvm.model.accounts import Stopwatch
 from simvm.model.clock import Clock
@@ -134,6 +135,9 @@ class Simulation:
         if guest.alive:
             beside = self.env.process(until_killed(guest.channel.serve(guest)))
             guest.activities.append(beside)
+            guest.activities += [
+                self.env.process(until_killed(each)) for each in guest.mm.activities()
+            ]
             tasks = [self.env.process(task.run()) for task in self.tasks[guest.owner]]
             guest.activities += tasks
             yield self.env.all_of(tasks)
@@ -146,12 +150,14 @@ class Simulation:
                 watch = Stopwatch(first.account, self.env.now)
                 yield from first.populate(guest.vmm_pages, guest.config.vmm_overhead)
                 yield from first.populate(guest.reverse_map_pages, guest.reverse_map_bytes)
-                yield from first.write_by_kernel(0, guest.kernel_bytes)
+                yield from first.boot(0, guest.kernel_bytes)
+                for page in guest.mm.written_at_boot:
+                    yield from first.write_by_kernel(page, PAGE)
                 watch.stop(self.env.now, f"{guest.name}: boot")
         except (simpy.Interrupt, GuestKilled):
             pass
         finally:
-            first.leave_core()
+            first.rest()
 
     def _stop(self, guest: Guest, at: int) -> Process:
         yield self.env.timeout(max(0, at - self.env.now))

@@ -6,28 +6,40 @@ tables that the host derives; a container has one page table that the host fills
 guest's kernel needs (boot footprint, struct pages, page tables) lies in guest memory and is
 backed like the rest.
 
-Left out: the guest's page cache and swap; guest-physical holes below 4 GiB.
+Left out: guest-physical holes below 4 GiB.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import simpy
 
 from simvm import _core
-from simvm.hardware.geometry import ORDER_BYTES, PAGE, TableFormat
+from simvm.hardware.geometry import BLOCK, ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
+from simvm.model.content import PageContent
+from simvm.model.guest_memory import GuestMemory
 from simvm.model.host import STRUCT_PAGE_BYTES
+from simvm.model.ledger import claim_pages
+from simvm.model.memory_control import MemoryControl
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
-from simvm.model.queues import Channels
-from simvm.model.vcpu import GuestKilled, VirtualCpu
+from simvm.model.pressure import Pressure
+from simvm.model.queues import Channels, Process
+from simvm.model.refaults import RefaultDistances
+from simvm.model.spaces import NamedRegion as NamedRegion
+from simvm.model.spaces import Space as Space
+from simvm.model.spaces import entries_of, new_table
+from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
+from simvm.scenario import NoChannelSettings
 
 if TYPE_CHECKING:
     from simvm.model.faults import FaultPath
     from simvm.model.host import Host
+    from simvm.model.returns import GivenBack
     from simvm.scenario import GuestClass, Scenario
 
 PEAKS = (
@@ -38,62 +50,8 @@ PEAKS = (
     "swapped_bytes",
 )
 FIRST_ADDRESS = 1 << 40   # of a process's regions, if the table reaches there
+LOWER_ZONE = 3 << 30      # RAM below 4 GiB, beside what devices take: zone DMA32 of x86-64
 GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
-
-
-class NamedRegion:
-    """A region of a process, under the name that the host may see.
-
-    `core` is what is mapped, in whole pages; `asked` is what the program asked for.
-    """
-
-    def __init__(self, process: str, name: str, asked: int, core: _core.Region) -> None:
-        self.process = process
-        self.name = name
-        self.asked = asked
-        self.core = core
-
-    @property
-    def used_bytes(self) -> int:
-        """What the program accesses: the same for every size of page."""
-        return min(self.asked, self.core.size)
-
-
-class Space:
-    """A process: its address space and, in a virtual machine, its guest page table.
-
-    Its regions lie in [`next_address`, `end`); a container's process may move on to others.
-    """
-
-    def __init__(
-        self, core: _core.AddressSpace, table: _core.PageTable | None, first: int, end: int
-    ) -> None:
-        self.core = core
-        self.table = table
-        self.move(first, end)
-
-    def move(self, first: int, end: int) -> None:
-        """Go on elsewhere with addresses."""
-        self.next_address = self._first = first
-        self.end = end
-
-    def reuse(self) -> None:
-        """Begin anew with addresses, when no region is left."""
-        self.next_address = self._first
-
-
-def entries_of(table: _core.PageTable) -> int:
-    """Entries in use: leaves, and one for each table page below the root."""
-    return sum(table.leaves) + table.table_pages - 1
-
-
-def new_table(
-    shape: TableFormat, memory: _core.BlockAllocator, *, mirrored: bool = False
-) -> _core.PageTable:
-    """An empty page table of a format."""
-    return _core.PageTable(
-        shape.levels, memory, mirrored, root_bits=shape.root_bits, contiguous=shape.contiguous
-    )
 
 
 class Guest:
@@ -114,26 +72,40 @@ class Guest:
         self.shadow: _core.Shadow | None = None
         if config.virtualization == "shadow":
             self.shadow = _core.Shadow(
-                config.memory, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
+                config.memory_max, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
             )
         # A quarter of what three levels reach: the lower half of the addresses is the program's.
         self.first_address = min(FIRST_ADDRESS, 1 << self._table_format.address_bits - 2)
         self.fault_path = path
-        self.channel = CHANNELS[config.channel.kind if self.is_vm else "none"]()
+        channel = config.channel if self.is_vm else NoChannelSettings()
+        self.channel = CHANNELS[channel.kind](channel)
         self.mmu_lock = Channels()
+        self.control = MemoryControl(self)
         self.invalidations = 0
         self.fault_retries = 0
         self.shootdowns = 0
         self.hint_calls = 0
+        self.pages_moved = 0
         self.kernel_thread_ns = 0
         self.host_splits = 0
+        self.throttled_ns = 0
+        self.damon_probes = 0
+        self.damon_hits = 0
+        self.works: list[Work] = []     # that are under way
         self.swap_outs = 0
         self.swap_ins = 0
         self.refaults = 0
+        self.refault_distances = RefaultDistances()
+        self.collapses = 0
+        self.direct_compaction_ns = 0
         self.requests = 0
         self.measured_elapsed_ns = 0
         self.measured_ideal_ns = 0
         self.oom_kills = 0
+        self.content = PageContent(config.content, scenario.scenario.seed, class_, self.name)
+        self.merges = 0
+        self.unmerges = 0
+        self.given_back: GivenBack | None = None    # since the last free
         self.reads: dict[int, simpy.Event] = {}
         self.processes: dict[str, Space] = {}
         self._parts: list[int] = []     # of a container's table: whose they are, by ASID
@@ -149,9 +121,19 @@ class Guest:
         self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)
-        self.memory = _core.BlockAllocator(config.memory if self.is_vm else 0)
+        self.pressure = Pressure(host.env, host.settings.cores)     # of its vCPUs on the host
+        self.own_pressure = Pressure(host.env, config.vcpus)        # what its kernel sees
+        memory = config.memory_max if self.is_vm else 0
+        self.lower_zone_bytes = min(memory, LOWER_ZONE)
+        self.memory = _core.BlockAllocator(memory, lower=LOWER_ZONE)
+        self.mm = GuestMemory(self)
         self.mmus: dict[int, CoreMmu] = {}      # by host core: where it may have entries
         self.vcpus = [VirtualCpu(self, i) for i in range(config.vcpus)]
+
+    @property
+    def all_vcpus(self) -> list[VirtualCpu]:
+        """The vCPUs, and what its kernel's own threads run on."""
+        return self.vcpus + [thread.vcpu for thread in self.mm.threads]
 
     @property
     def name(self) -> str:
@@ -166,12 +148,14 @@ class Guest:
         shape = slat if self.is_vm else self._table_format
         frames = self.host.memory.frames
         table = new_table(shape, frames, mirrored=self.nested)
+        self.cgroup = self.host.reclaimer.join(self)
         self.backing = _core.Backing(
             self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
-            self.config.memory if self.is_vm else 0,
+            self.memory.size,
             deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
-            shadow=self.shadow,
+            shadow=self.shadow, group=self.cgroup.lists.group,
         )  # fmt: skip
+        self.backing.set_limit(self.cgroup.limit)
         self.slat = table
         self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
         self.alive = True
@@ -181,6 +165,9 @@ class Guest:
             size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
             self.kernel_bytes = -(-size // PAGE) * PAGE
             self.memory.reserve_low(self.kernel_bytes)
+            unplugged = self.config.memory_max - self.config.memory
+            self.memory.vacate(self.config.memory, unplugged, [])
+            self.mm.boot()
 
     def process(self, name: str) -> Space:
         """The address space of a process, made when first asked for."""
@@ -190,6 +177,7 @@ class Guest:
                 table = new_table(self._table_format, self.memory)
                 walked, end = self._walked(asid, table), 1 << self._table_format.address_bits
                 self.processes[name] = Space(walked, table, self.first_address, end)
+                self.mm.new_process(table)
             else:
                 # Containers share one table; each process has parts of its own in it.
                 core = _core.AddressSpace(asid, self.slat, None, self.owner)
@@ -222,10 +210,15 @@ class Guest:
         self.shadow.add(table, shadow)
         return _core.AddressSpace(asid, shadow, None, self.owner)
 
-    def allocate(self, process: str, name: str, size: int) -> NamedRegion:
-        """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched."""
+    def allocate(
+        self, process: str, name: str, size: int, hugetlb: int | None = None
+    ) -> NamedRegion:
+        """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched.
+
+        `hugetlb`: in pages of so many bytes from the guest's pool.
+        """
         space = self.process(process)
-        order = ORDER_BYTES.index(self.config.page_size) if self.is_vm else 0
+        order = ORDER_BYTES.index(hugetlb or self.config.page_size) if self.is_vm else 0
         page = ORDER_BYTES[order]
         if not self.is_vm and self.host.settings.backing == "hugetlb":
             page = self.host.settings.page_size
@@ -233,7 +226,9 @@ class Guest:
         zeroing = self.is_vm and self.config.zeroing == "guest"
         if not self.is_vm and space.next_address + whole > space.end:
             space.move(*self._take_parts(space.core.asid, whole))
-        core = _core.Region(space.next_address, whole, order, zeroing)
+        core = _core.Region(
+            space.next_address, whole, order, zeroing, space.core.asid, hugetlb is not None
+        )
         space.next_address += -(-whole // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
         return region
@@ -246,14 +241,21 @@ class Guest:
         if space.table is None:
             return [(region.core.base + region.core.size - size, size)]
         entries = entries_of(space.table)
-        extents = region.core.unmap_tail(space.table, self.memory, size)
+        extents = region.core.unmap_tail(space.table, self.memory, size, self.mm.kernel)
+        self.mm.freed()
         if self.shadow is not None:
             self.shadow.note_writes(entries - entries_of(space.table))
             for start, length in extents:
                 self.shadow.drop(start, length)
-        self._queue_flush(VaRange(space.core.asid, 0, 1 << 57))
+        self.flush_process(space.core.asid, 0, 1 << 57)
         self._drop_if_empty(region)
         return extents
+
+    def extents(self, region: NamedRegion) -> list[tuple[int, int]]:
+        """Guest-physical extents of what a virtual machine's region has mapped, in order."""
+        table = self.processes[region.process].table
+        assert table is not None
+        return region.core.extents(table)
 
     def forget(self, region: NamedRegion, size: int) -> None:
         """A container's region has lost its tail."""
@@ -287,9 +289,10 @@ class Guest:
         self.regions.clear()
         self.alive = False
         del self.host.guests[self.owner]
+        self.host.reclaimer.leave(self)
         for mmu in self.mmus.values():
             mmu.forget(self.owner)
-        for vcpu in self.vcpus:
+        for vcpu in self.all_vcpus:
             self.host.cores.forget(vcpu)
         self.note_backed()
 
@@ -298,42 +301,119 @@ class Guest:
     def invalidate(self, address: int, size: int) -> None:
         """A mapping of [address, address + size) changed: every core drops what it must."""
         self.invalidations += 1
+        if self.nested and self.host.settings.invalidation == "guest":
+            self._queue_flush(None)
+        else:
+            self.drop_translations(address, size)
+
+    def drop_translations(self, address: int, size: int) -> None:
+        """Let every core drop what it knows of a range, and no more."""
         if not self.is_vm:
             asid = self._parts[address // self.first_address - 1]
             self._queue_flush(VaRange(asid, address, size))
-        elif self.nested and self.host.settings.invalidation == "range":
+        elif self.nested and self.host.settings.exact_flushes:
             self._queue_flush(GpaRange(address, size))
         else:
             self._queue_flush(None)
+
+    def invalidate_all(self) -> None:
+        """Every mapping may have changed."""
+        if self.is_vm:
+            self.invalidate(0, self.memory.size)
+        for part in range(1, len(self._parts) + 1):
+            self.invalidate(part * self.first_address, self.first_address)
+
+    def flush_process(self, asid: int, address: int, size: int) -> None:
+        """The guest's own tables changed there: what it must drop of a process."""
+        self._queue_flush(VaRange(asid, address, size))
 
     def _queue_flush(self, flush: Flush) -> None:
         for mmu in self.mmus.values():
             mmu.queue(self.owner, flush)
 
-    def shoot_down(self) -> int:
+    def mergeable_ranges(self) -> list[tuple[int, int]]:
+        """Where same-page merging may look: (start, end) in the space that backs the guest."""
+        if self.is_vm:
+            return self.control.vmas.mergeable()
+        return [(0, 1 << 52)] if self.config.mergeable else []
+
+    def owe(self, ns: int) -> None:
+        """Let a vCPU that runs pay for a fault that it has taken, when it next enters the guest."""
+        running = [vcpu for vcpu in self.vcpus if vcpu.running]
+        (running or self.vcpus)[0].owed_ns += ns
+
+    def shoot_down(self, times: int = 1) -> int:
         """Interrupt the running vCPUs and wait for them; ns of the one who asks."""
         costs = self.host.costs
         running = [vcpu for vcpu in self.vcpus if vcpu.running]
         for vcpu in running:
-            vcpu.kick()
-        self.shootdowns += 1
+            vcpu.kick(times)
+        self.shootdowns += times
         cost = costs.shootdown_base_ns + costs.shootdown_per_receiver_ns * len(running)
-        self.mmu_lock.reserve(self.host.env.now, costs.mmu_lock_hold_ns)
-        return cost
+        self.mmu_lock.reserve(self.host.env.now, times * costs.mmu_lock_hold_ns)
+        return times * cost
 
     def zap(self, start: int, length: int) -> int:
         """Unmap and free a range of the backing; what that costs its caller, in ns."""
+        return self.zap_all([(start, length)], length)
+
+    def zap_all(self, extents: Iterable[tuple[int, int]], step: int) -> int:
+        """Unmap and free (start, length) ranges in calls of `step` bytes; their cost in ns.
+
+        A call that unmaps something, or splits a leaf, has a shootdown of its own.
+        """
+        cost = shootdowns = 0
+        before = self.backed_bytes
+        self.note_backed()
+        for start, length in extents:
+            spent, changes = self.drop(start, length)
+            cost += spent
+            if changes:
+                shootdowns += max(1, min(changes, length // step))
+        self.note_backed()
+        cost += self.shoot_down(shootdowns) if shootdowns else 0
+        if self.given_back is not None and self.backed_bytes < before:
+            self.given_back.returned(self.host.env.now + cost, before - self.backed_bytes)
+        return cost
+
+    def drop(self, start: int, length: int) -> tuple[int, int]:
+        """Unmap and free a range: ns, and how many changes a shootdown must tell of, if any.
+
+        What the host holds and the processor cannot find goes without one.
+        """
         costs = self.host.costs
-        self.note_backed()
+        held = self.slat.held_pages
         leaves, splits, slots = self.backing.zap(start, length)
+        if self.is_vm:
+            self.backing.forget_stale(self.memory, start, length)
+        held -= self.slat.held_pages
         self.host.swap.free_slots([int(slot) for slot in slots])
-        self.note_backed()
         self.host_splits += splits
-        if not (sum(leaves) or splits):
-            return 0
-        self.invalidate(start, length)
         cost = leaves[0] * costs.zap_4k_ns + (leaves[1] + leaves[2]) * costs.zap_2m_ns
-        return cost + splits * costs.thp_split_ns + self.shoot_down()
+        cost += splits * costs.thp_split_ns
+        if splits == 0 and sum(n << 9 * order for order, n in enumerate(leaves)) <= held:
+            return cost, 0
+        self.invalidate(start, length)
+        return cost, max(1, sum(leaves))
+
+    def vacate(self, start: int, size: int) -> tuple[list[int], tuple[list[int], list[int]], int]:
+        """Take blocks of the guest's memory whole, moving pages out of the way.
+
+        The addresses of those that could be taken; where pages of 4 KiB and 2 MiB have gone;
+        and what moving them takes, in ns, without the faults where they are written.
+        """
+        done, moved = self.memory.vacate(start, size, self._guest_tables(), self.mm.kernel)
+        small, large = map(len, moved)
+        if not small + large:
+            return done, moved, 0
+        self.pages_moved += small + large * (BLOCK // PAGE)
+        if self.shadow is not None:
+            self.shadow.note_writes(small + large)
+            self.shadow.drop(start, size)
+        for space in self.processes.values():
+            self.flush_process(space.core.asid, 0, 1 << 57)
+        copies = (small * PAGE + large * BLOCK) * 1_000_000_000 // self.host.cpu.zeroing_bytes_per_s
+        return done, moved, copies + (small + large) * self.host.costs.page_migration_ns
 
     def trap_ns(self) -> int:
         """Shadow paging: what exits that nobody has paid for yet take, in ns."""
@@ -345,9 +425,30 @@ class Guest:
         new, self._trapped_ns = total - self._trapped_ns, total
         return new
 
+    def read_back(self, address: int, slot: int, ns: int) -> Process:
+        """Read a page from the swap device, which takes `ns`; others that want it wait."""
+        host = self.host
+        frame = host.memory.frames.allocate_4k()
+        done = self.reads[slot] = host.env.event()
+        host.swap.reading_bytes += PAGE
+        arrived = False
+        try:
+            yield host.env.timeout(ns)
+            # The guest may have given it back meanwhile.
+            arrived = self.alive and self.backing.slot_of(address) == slot
+        finally:
+            host.swap.reading_bytes -= PAGE
+            del self.reads[slot]
+            done.succeed()
+            if not arrived:
+                host.memory.frames.free_4k(frame)
+        if arrived:
+            self.swapped_in(address, slot, frame)
+
     def swapped_in(self, address: int, slot: int, frame: int) -> None:
         """Map a page that came back, on the list where the policy wants it."""
-        which, refault = self.host.reclaimer.refault_list(slot)
+        which, refault = self.host.reclaimer.refault_list(self, slot)
+        self.refault_distances.add(self.host.swap.refault_distance(slot))
         self.backing.swap_in(address, frame, which)
         self.host.swap.free_slots([slot])
         self.swap_ins += 1
@@ -381,7 +482,7 @@ class Guest:
         regions = sum(region.core.touched_bytes for region in self.regions.values())
         return {
             "backed_bytes": self.backed_bytes,
-            "touched_bytes": regions + self.booted_bytes + tables + deposits,
+            "touched_bytes": regions + self.booted_bytes + self.mm.held_bytes + tables + deposits,
             "tables_bytes": (
                 self.slat_table_bytes + self.shadow_table_bytes + self.host_table_bytes + tables
             ),
@@ -391,15 +492,31 @@ class Guest:
 
     @property
     def backed_by_order(self) -> tuple[int, int, int]:
-        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves."""
+        """Bytes mapped by 4 KiB, 2 MiB and 1 GiB leaves, without merged pages and CXL."""
         if not self.alive:
             return 0, 0, 0
         leaves = self.slat.leaves
-        return leaves[0] * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
+        own = leaves[0] - self.backing.merged_pages - self.backing.tiered_pages
+        return own * ORDER_BYTES[0], leaves[1] * ORDER_BYTES[1], leaves[2] * ORDER_BYTES[2]
 
     @property
     def backed_bytes(self) -> int:
         return sum(self.backed_by_order)
+
+    @property
+    def merged_bytes(self) -> int:
+        """Memory mapped to merged frames, which nobody owns."""
+        return self.backing.merged_pages * PAGE if self.alive else 0
+
+    @property
+    def tier_bytes(self) -> int:
+        """Memory mapped where it lies on CXL."""
+        return self.backing.tiered_pages * PAGE if self.alive else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """The part of `backed_bytes` that the processor does not find."""
+        return self.slat.held_pages * PAGE if self.alive else 0
 
     @property
     def swapped_bytes(self) -> int:
@@ -426,7 +543,7 @@ class Guest:
         """
         if self.shadow is None:
             return 0
-        memory = self.config.memory
+        memory = self.memory.size
         words = sum(-(-memory // size) for size in ORDER_BYTES[:3])
         return -(-(8 * words + 2 * (memory // PAGE)) // PAGE) * PAGE
 
@@ -448,6 +565,20 @@ class Guest:
             return []
         return [space.table for space in self.processes.values() if space.table is not None]
 
+    def mapped_ranges(self) -> list[tuple[int, int]]:
+        """From where to where its backing may map memory."""
+        if self.is_vm:
+            return [(0, self.config.memory)]
+        cores = (region.core for region in self.regions.values())
+        return sorted((core.base, core.base + core.size) for core in cores)
+
+    @property
+    def aligned_huge_bytes(self) -> int:
+        """Mapped by 2 MiB or more on both sides; in a container, on the one side there is."""
+        if not self.is_vm:
+            return sum(self.backed_by_order[1:])
+        return sum(self.backing.huge_bytes(table) for table in self._guest_tables())
+
     @property
     def stranded_bytes(self) -> int:
         """Backed by the host but free in the guest."""
@@ -460,8 +591,4 @@ class Guest:
     def claim(self, claimed: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> bool:
         """Mark every host page that this guest owns; False when one has an owner already."""
         alone = self.backing.claim(claimed)
-        for page in self.vmm_pages + self.reverse_map_pages:
-            word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
-            alone = alone and not claimed[word] & bit
-            claimed[word] |= bit
-        return alone
+        return claim_pages(claimed, self.vmm_pages + self.reverse_map_pages) and alone

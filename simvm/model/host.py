@@ -2,7 +2,7 @@
 
 Memory is taken in 2 MiB blocks that can be broken into 4 KiB and made whole again
 (`simvm/core/blocks.pxd`); what the host itself needs (struct pages, a fixed overhead)
-is set aside first. Watermarks follow Linux, `mm/page_alloc.c`.
+is set aside first.
 
 Left out: NUMA nodes and zones (one node, one zone), the host's own page cache.
 """
@@ -10,16 +10,21 @@ Left out: NUMA nodes and zones (one node, one zone), the host's own page cache.
 from __future__ import annotations
 
 from collections import defaultdict
-from math import isqrt
 from typing import TYPE_CHECKING
 
 from simvm import _core
 from simvm.hardware import Costs, Cpu
 from simvm.hardware.geometry import BLOCK, PAGE
+from simvm.model.compaction import Compactor
+from simvm.model.fragmentation import scatter
+from simvm.model.khugepaged import HugePageDaemon
+from simvm.model.ksm import Ksmd
 from simvm.model.mmus import CoreMmu
-from simvm.model.queues import Channels, Cores
+from simvm.model.pressure import Pressure
+from simvm.model.queues import Channels, Cores, Process
 from simvm.model.reclaim import Reclaimer
-from simvm.model.swap import SwapDevice
+from simvm.model.swap import make_device
+from simvm.model.watermarks import Watermarks
 
 if TYPE_CHECKING:
     from simvm.model.clock import Clock
@@ -27,11 +32,6 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 STRUCT_PAGE_BYTES = 64  # per 4 KiB page: Linux, Documentation/mm/vmemmap_dedup.rst
-
-
-def min_free_bytes(memory: int) -> int:
-    """The min watermark: 4 x sqrt(memory in KiB) KiB within 128 KiB and 256 MiB."""
-    return max(128, min(262144, 4 * isqrt(memory >> 10))) << 10
 
 
 class Host:
@@ -49,8 +49,9 @@ class Host:
         self.cpu = cpu
         self.costs = costs
         self.settings = host
-        self.memory = _core.HostMemory(host.memory)
+        self.memory = _core.HostMemory(host.memory, host.tier_bytes)
         self.cores = Cores(env, host.cores)
+        self.pressure = Pressure(env, host.cores)
         self._mmus: dict[int, CoreMmu] = {}
         self.tagged = host.tagged_tlb and cpu.tagging != "none"
         self.zone_lock = Channels()
@@ -63,14 +64,22 @@ class Host:
             self.pool_bytes = host.hugetlb.size
             order = 1 if host.hugetlb.page_size == BLOCK else 2
             self.memory.fill_pool(order, host.hugetlb.size)
-        self.min_bytes = host.reclaim.min_free or min_free_bytes(host.memory)
-        step = max(
-            self.min_bytes // 4, host.memory * host.reclaim.watermark_scale_factor // 10_000
+        self.scattered_bytes = 0    # the host's own pages, among what is free
+        if host.fragmentation is not None:
+            seed = scenario.scenario.seed
+            self.scattered_bytes = scatter(self.memory, host.fragmentation, seed)
+        marks = Watermarks.of(
+            host.memory, host.reclaim.min_free, host.reclaim.watermark_scale_factor
         )
-        self.low_bytes = self.min_bytes + step
-        self.high_bytes = self.min_bytes + 2 * step
+        self.min_bytes, self.low_bytes = marks.min_bytes, marks.low_bytes
+        self.high_bytes = marks.high_bytes
         self.set_watermarks(kswapd_awake=False)
-        self.swap = SwapDevice(env, host.swap, costs)
+        self.swap = make_device(
+            env, host.swap, costs, frames=self.memory.frames, seed=scenario.scenario.seed,
+            label="host/swap", worker=self._swap_worker,
+            tier=self.memory.tier if host.tier_bytes else None,
+        )
+        self.swap_worker_ns = 0
         self.guests: dict[int, Guest] = {}
         self.sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.peaks: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -81,6 +90,18 @@ class Host:
         self.fault_ns = tuple(f + z for f, z in zip(fixed, zero, strict=True))
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
+        self.ksm = Ksmd(self, host.ksm) if host.ksm is not None else None
+        self.compactor = Compactor(self)
+        self.khugepaged = None
+        if host.khugepaged is not None:
+            self.khugepaged = HugePageDaemon(self, host.khugepaged)
+
+    def _swap_worker(self, ns: int) -> Process:
+        """CPU time of a thread of the swap device's, on a core of the host."""
+        core = yield from self.cores.acquire()
+        yield self.env.timeout(ns)
+        self.cores.release(core)
+        self.swap_worker_ns += ns
 
     def mmu_of(self, core: int) -> CoreMmu:
         """The MMU of a core, made when the core is first used."""

@@ -41,6 +41,10 @@ class KernelThread:
         """Let `ns` pass off the core."""
         yield self._host.env.timeout(ns)
 
+    def wait(self, event: simpy.Event) -> Process:
+        """Let time pass off the core until an event."""
+        yield event
+
 
 def until_killed(activity: Process) -> Process:
     """An activity of a guest, that ends when the guest does."""

@@ -34,6 +34,10 @@ def entries(host: Host) -> dict[str, int]:
         "partly unmapped": host.memory.partial_bytes,
         "under writeback": host.swap.writeback_bytes,
         "swap cache": host.swap.reading_bytes,
+        "compressed pool": host.swap.pool.held_bytes if host.swap.pool else 0,
+        "merged pages": host.memory.merged_bytes,
+        "merge metadata": len(host.ksm.metadata_pages) * PAGE if host.ksm else 0,
+        "the host's scattered pages": host.scattered_bytes,
         "memmap": host.memmap_bytes,
         "reserved": host.reserved_bytes,
     }
@@ -42,6 +46,12 @@ def entries(host: Host) -> dict[str, int]:
 def balance(host: Host) -> None:
     """SimulationFailed when the columns do not add up to host RAM."""
     columns = entries(host)
+    away = sum(guest.swapped_bytes + guest.tier_bytes for guest in host.guests.values())
+    if away != host.swap.used_bytes:
+        raise SimulationFailed(
+            f"at {host.env.now} ns {away} bytes of guests are on a swap device that holds"
+            f" {host.swap.used_bytes}"
+        )
     total = sum(columns.values())
     if total != host.settings.memory:
         listed = ", ".join(f"{name} {size}" for name, size in columns.items())
@@ -51,10 +61,31 @@ def balance(host: Host) -> None:
         )
 
 
+def claim_pages(
+    claimed: np.ndarray[tuple[int], np.dtype[np.uint64]], pages: list[int]
+) -> bool:
+    """Mark host pages of 4 KiB; False when one has an owner already."""
+    alone = True
+    for page in pages:
+        word, bit = page // PAGE // 64, np.uint64(1 << (page // PAGE % 64))
+        alone = alone and not claimed[word] & bit
+        claimed[word] |= bit
+    return alone
+
+
 def audit(host: Host) -> None:
-    """The thorough check: no frame has two owners, and the allocator agrees with a recount."""
+    """The thorough check: no frame has two owners, and the allocator agrees with a recount.
+
+    A merged frame has as many owners as map it, and is claimed once, for nobody.
+    """
     claimed = np.zeros(host.settings.memory // PAGE // 64 + 1, dtype=np.uint64)
-    if not all(guest.claim(claimed) for guest in host.guests.values()):
+    alone = all(guest.claim(claimed) for guest in host.guests.values())
+    pool = host.swap.pool.pages if host.swap.pool else []
+    items = host.ksm.metadata_pages if host.ksm else []
+    alone = claim_pages(claimed, pool + items) and alone
+    if host.scattered_bytes:
+        alone = host.memory.claim(claimed) and alone
+    if not (host.memory.claim_merged(claimed) and alone):
         raise SimulationFailed(f"at {host.env.now} ns a frame of the host has two owners")
     if not all(guest.backing.shadow_agrees() for guest in host.guests.values()):
         raise SimulationFailed(f"at {host.env.now} ns a shadow table maps what is not mapped")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from simvm import _core
 from simvm.errors import SimulationFailed
+from simvm.units import GIB
 
 if TYPE_CHECKING:
     from simvm.hardware import Cpu
@@ -48,8 +49,9 @@ class CoreMmu:
     """The MMU of one host core."""
 
     def __init__(self, cpu: Cpu, settings: Settings, tagged: bool) -> None:
-        self.mmu = _core.Mmu(cpu.geometry, targets=settings.invalidation == "range")
-        if self.mmu.reach < settings.memory:
+        self.mmu = _core.Mmu(cpu.geometry, targets=settings.exact_flushes)
+        above = settings.tier_bytes + GIB if settings.tier_bytes else 0
+        if self.mmu.reach < settings.memory + above:
             raise SimulationFailed("the data caches are too small to tell host memory apart")
         self._tagged = tagged
         self._pending: dict[int, list[VaRange | GpaRange] | None] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from typing import Any, cast
 
 import simpy
@@ -36,6 +36,21 @@ class Channels:
     def wait(self, now: int) -> int:
         """The wait of somebody who arrives now, in ns."""
         return max(0, self._free_at[0] - now)
+
+
+class BlockQueue:
+    """A block device: `parallelism` requests at a time, and one link of `bandwidth` bytes/s."""
+
+    def __init__(self, parallelism: int, bandwidth: int) -> None:
+        self._channels = Channels(parallelism)
+        self._link = Channels()
+        self._bandwidth = bandwidth
+
+    def request(self, now: int, latency: int, size: int) -> int:
+        """ns until a request made now is done: its channel's latency, and the shared link."""
+        channel = self._channels.reserve(now, latency) + latency
+        transfer = size * 1_000_000_000 // self._bandwidth
+        return max(channel, self._link.reserve(now, transfer) + transfer)
 
 
 class Cores:
@@ -131,13 +146,20 @@ class FaultThreads:
     """Threads behind one queue, as user-space fault handlers are (userfaultfd).
 
     A train is served in one piece until somebody else waits; then it ends after the fault
-    in service and queues again with the rest.
+    in service and queues again with the rest. With `hold`, taking a fault and waking who
+    waits for it happen under one lock, for so many ns a fault as `hold` says, given how many
+    others are not served yet: then faults of several vCPUs are served one by one.
     """
 
-    def __init__(self, env: Clock, cores: Cores, workers: int) -> None:
+    def __init__(
+        self, env: Clock, cores: Cores, workers: int, hold: Callable[[int], int] | None = None
+    ) -> None:
         self._env = env
         self._cores = cores
+        self._hold = hold
+        self._lock = Channels()
         self._queue: deque[Train] = deque()
+        self._unserved = 0
         self._idle: deque[simpy.Event] = deque()
         self._cuts: list[simpy.Event | None] = [None] * workers
         for worker in range(workers):
@@ -147,14 +169,18 @@ class FaultThreads:
         """Queue a train of `faults` that takes `service` ns in all; its `done` event fires."""
         train = Train(self._env, faults, service)
         self._queue.append(train)
+        self._unserved += 1
+        if not self._idle or self._hold is not None:
+            self._cut_one()
         if self._idle:
             self._idle.popleft().succeed()
-        else:
-            for cut in self._cuts:
-                if cut is not None and not cut.triggered:
-                    cut.succeed()
-                    break
         return train
+
+    def _cut_one(self) -> None:
+        for cut in self._cuts:
+            if cut is not None and not cut.triggered:
+                cut.succeed()
+                break
 
     def _serve(self, worker: int) -> Process:
         env = self._env
@@ -166,27 +192,36 @@ class FaultThreads:
                 continue
             train = self._queue.popleft()
             core = yield from self._cores.acquire()
+            held = 0
+            if self._hold is not None:
+                held = self._hold(self._unserved - 1)
+                wait = self._lock.reserve(env.now, held)
+                if wait:
+                    yield env.timeout(wait)     # spins on its core
             started = env.now
-            faults = 1 if self._queue else train.faults
+            alone = self._unserved == 1 if self._hold is not None else not self._queue
+            faults = train.faults if alone else 1
             if faults < train.faults or train.faults == 1:
-                yield env.timeout(self._length(train, faults))
+                yield env.timeout(self._length(train, faults, held))
             else:
                 cut = self._cuts[worker] = env.event()
-                yield env.timeout(self._length(train, faults)) | cut
+                yield env.timeout(self._length(train, faults, held)) | cut
                 self._cuts[worker] = None
                 spent = env.now - started
-                if spent < self._length(train, faults):
-                    faults = min(faults, spent // max(1, train.service_each) + 1)
-                yield env.timeout(max(0, self._length(train, faults) - spent))
+                if spent < self._length(train, faults, held):
+                    faults = min(faults, spent // max(1, train.service_each + held) + 1)
+                yield env.timeout(max(0, self._length(train, faults, held) - spent))
             self._cores.release(core)
             train.served_ns += env.now - started
             train.faults -= faults
             if train.faults:
                 self._queue.append(train)
             else:
+                self._unserved -= 1
                 train.done.succeed()
 
     @staticmethod
-    def _length(train: Train, faults: int) -> int:
+    def _length(train: Train, faults: int, held: int) -> int:
         """ns that `faults` of the train take."""
-        return train.service_each * faults + (train.rest if faults == train.faults else 0)
+        service = train.service_each * faults + (train.rest if faults == train.faults else 0)
+        return service + held * faults

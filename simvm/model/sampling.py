@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from simvm import _core
 from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
+from simvm.hardware.geometry import BLOCK
+from simvm.model.pressure import Gauge
 from simvm.model.tasks import add_up
 
 if TYPE_CHECKING:
@@ -28,18 +31,21 @@ def guest_values(guest: Guest) -> dict[str, int]:
     backed = guest.backed_by_order
     mmu = add_up([vcpu.core.counters() for vcpu in guest.vcpus])
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
-    faults = [sum(vcpu.core.slat_faults[order] for vcpu in guest.vcpus) for order in range(3)]
-    values = guest.holdings()
+    everywhere = guest.all_vcpus
+    faults = [sum(vcpu.core.slat_faults[order] for vcpu in everywhere) for order in range(3)]
+    values, damon = guest.holdings() | guest.mm.values(), guest.host.reclaimer.damon
     values |= {
         "backed_4k_bytes": backed[0],
         "backed_2m_bytes": backed[1],
         "backed_1g_bytes": backed[2],
-        "committed_bytes": guest.config.memory if guest.alive else 0,
+        "committed_bytes": guest.config.memory_max if guest.alive else 0,
         "slat_tables_bytes": guest.slat_table_bytes,
         "shadow_tables_bytes": guest.shadow_table_bytes,
         "host_tables_bytes": guest.host_table_bytes,
         "guest_tables_bytes": guest.guest_table_bytes,
+        "aligned_huge_bytes": guest.aligned_huge_bytes,
         "stranded_bytes": guest.stranded_bytes,
+        "withheld_bytes": guest.channel.withheld_bytes if guest.alive else 0,
         "vmm_overhead_bytes": len(guest.vmm_pages) << 12,
         "guest_faults": sum(sum(vcpu.core.guest_faults) for vcpu in guest.vcpus),
         "page_table_writes": guest.shadow.writes if guest.shadow else 0,
@@ -48,19 +54,36 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "slat_faults_4k": faults[0],
         "slat_faults_2m": faults[1],
         "slat_faults_1g": faults[2],
+        "held_bytes": guest.held_bytes,
+        "locked_bytes": guest.control.vmas.locked_bytes if guest.alive else 0,
+        "host_vmas": len(guest.control.vmas) if guest.alive and guest.is_vm else 0,
+        "slat_remaps": sum(vcpu.core.remapped for vcpu in guest.vcpus),
         "fault_retries": guest.fault_retries,
         "swap_ins": guest.swap_ins,
         "swap_outs": guest.swap_outs,
         "refaults": guest.refaults,
+        "merged_bytes": guest.merged_bytes,
+        "tier_bytes": guest.tier_bytes,
+        "merges": guest.merges,
+        "unmerges": guest.unmerges,
         "host_splits": guest.host_splits,
+        "collapses": guest.collapses,
+        "direct_compaction_ns": guest.direct_compaction_ns,
         "shootdowns": guest.shootdowns,
         "hint_calls": guest.hint_calls,
+        "pages_moved": guest.pages_moved,
+        "hint_failures": guest.control.failed.total(),
+        "protection_faults": guest.control.protection_faults,
         "kernel_thread_ns": guest.kernel_thread_ns,
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
-        "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in guest.vcpus),
+        "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in everywhere),
+        "throttled_ns": guest.throttled_ns,
+        "damon_hot_bytes": damon.compare(guest) if damon is not None else 0,
+        "damon_probes": guest.damon_probes,
+        "damon_hits": guest.damon_hits,
         "fault_stall_ns": sum(parts[part] for part in FAULT_STALL_PARTS),
     }
     values |= {name: mmu[name] for name in MMU_COUNTERS}
@@ -73,12 +96,32 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
     return guests | {
         "free_bytes": host.free_bytes,
         "hugetlb_free_bytes": host.memory.free_pool_bytes,
+        "free_huge_bytes": host.memory.frames.free_blocks * BLOCK,
+        "scattered_bytes": host.scattered_bytes,
+        "lazy_bytes": host.memory.list_bytes(_core.LAZY_LIST),
         "partial_bytes": host.memory.partial_bytes,
         "writeback_bytes": host.swap.writeback_bytes,
         "memmap_bytes": host.memmap_bytes,
         "reserved_bytes": host.reserved_bytes,
         "swap_used_bytes": host.swap.used_bytes,
+        "compressed_pool_bytes": host.swap.pool.held_bytes if host.swap.pool else 0,
+        "compressed_bytes": host.swap.pool.original_bytes if host.swap.pool else 0,
+        "swap_written_back": host.swap.written_back,
+        "swap_worker_ns": host.swap_worker_ns,
+        "merged_frames_bytes": host.memory.merged_bytes,
+        "merge_metadata_bytes": len(host.ksm.metadata_pages) << 12 if host.ksm else 0,
+        "ksm_pages_scanned": host.ksm.pages_scanned if host.ksm else 0,
+        "ksm_full_scans": host.ksm.full_scans if host.ksm else 0,
+        "ksmd_ns": host.ksm.ksmd_ns if host.ksm else 0,
+        "kcompactd_ns": host.compactor.kcompactd_ns,
+        "khugepaged_ns": host.khugepaged.cpu_ns if host.khugepaged else 0,
+        "pages_migrated": host.compactor.pages_migrated,
+        "compaction_failures": host.compactor.failures,
         "kswapd_ns": reclaimer.kswapd_ns,
+        "proactive_ns": reclaimer.proactive.spent_ns if reclaimer.proactive else 0,
+        "damon_ns": reclaimer.damon.spent_ns if reclaimer.damon else 0,
+        "damon_pages": reclaimer.damon.reclaimed_bytes >> 12 if reclaimer.damon else 0,
+        "aging_ns": reclaimer.aging_ns,
         "folios_scanned": reclaimer.folios_scanned,
         "folios_reclaimed": reclaimer.folios_reclaimed,
     }
@@ -96,9 +139,15 @@ class Sampler:
         self._last_ns: int | None = None
         self._weights: dict[tuple[str, int], dict[str, int]] = {}
         self.totals: dict[tuple[str, int], dict[str, int]] = {}
-        self.peaks: dict[tuple[str, int], dict[str, int]] = {}
+        self.peaks: dict[tuple[str, int], dict[str, float]] = {}
         self.slowdowns: dict[tuple[str, int], list[float]] = {}
         self.weighed_ns = 0
+        self._pressures = {("", -1): [Gauge(host.pressure, "psi")]}
+        for guest in guests:
+            gauges = [Gauge(guest.pressure, "psi")]
+            if guest.is_vm:
+                gauges.append(Gauge(guest.own_pressure, "guest_psi"))
+            self._pressures[guest.class_, guest.index] = gauges
 
     def sample(self) -> None:
         """Record one row for the host, each class and each guest."""
@@ -123,10 +172,15 @@ class Sampler:
 
     def _row(self, now: int, key: tuple[str, int], scope: str, values: dict[str, int]) -> None:
         slowdown = self._slowdown(key)
-        self._recorder.append(now, scope, *key, values | {"slowdown": slowdown})
+        pressures: dict[str, float] = {}
+        for gauge in self._pressures.get(key, ()):
+            counters, shares = gauge.read(now)
+            values |= counters
+            pressures |= shares
+        self._recorder.append(now, scope, *key, values | pressures | {"slowdown": slowdown})
         self.totals[key] = values
         peaks = self.peaks.setdefault(key, {})
-        for name, value in values.items():
+        for name, value in (values | pressures).items():
             if value > peaks.get(name, -1):
                 peaks[name] = value
         if slowdown is not None and now > self._warmup and scope == "guest":

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from simvm.columns import COUNTER_NAMES, GAUGE_NAMES
+from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES
+from simvm.model.host_view import hint_summary, host_view, is_named
+from simvm.model.refaults import RefaultDistances
+from simvm.model.returns import means
 from simvm.model.tasks import PhaseRecord, Task, add_up
 from simvm.results import SCHEMA_VERSION, percentiles
 from simvm.units import format_bytes
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     from simvm.scenario import Scenario
 
 GAUGES = dict.fromkeys(GAUGE_NAMES)
+PEAKED = frozenset((*GAUGE_NAMES, *PRESSURE_NAMES))
+HOST_PRESSURES = ("psi_some", "psi_full")
+PRESSURES = (*HOST_PRESSURES, "guest_psi_some", "guest_psi_full")
 WALK_COUNTERS = ("accesses", "tlb_misses", "walks", "walk_loads", "walk_cycles")
 
 
@@ -35,11 +41,35 @@ def ratios(records: Iterable[PhaseRecord]) -> dict[str, float | None]:
     }
 
 
+def of_phases(records: Iterable[PhaseRecord]) -> dict[str, Any]:
+    """What phases came to: `ratios`, and what came back of the memory that they freed."""
+    chosen = list(records)
+    return ratios(chosen) | means(record.given_back for record in chosen)
+
+
 def slowdown(guests: Iterable[Guest]) -> float | None:
     """Elapsed over ideal of measured phases after warm-up."""
     chosen = list(guests)
     ideal = sum(guest.measured_ideal_ns for guest in chosen)
     return sum(guest.measured_elapsed_ns for guest in chosen) / ideal if ideal else None
+
+
+def pressure(
+    names: Iterable[str], totals: list[dict[str, int]], simulated_ns: int
+) -> dict[str, float | None]:
+    """Shares of the run under memory pressure, the mean over those that know it."""
+    shares: dict[str, float | None] = {}
+    for name in names:
+        known = [each[f"{name}_ns"] for each in totals if f"{name}_ns" in each]
+        whole = len(known) * simulated_ns
+        shares[name] = sum(known) / whole if whole else None
+    return shares
+
+
+def distances(guests: Iterable[Guest]) -> dict[str, Any]:
+    """How far back pages were reclaimed that came back."""
+    whole = RefaultDistances.sum(guest.refault_distances for guest in guests)
+    return {"refault_distance": whole.summary()}
 
 
 def phase_summary(record: PhaseRecord) -> dict[str, Any]:
@@ -59,6 +89,7 @@ def phase_summary(record: PhaseRecord) -> dict[str, Any]:
         "accesses": record.accesses,
         "parts": record.parts,
         "counters": record.counters,
+        "given_back": record.given_back.as_dict() if record.given_back else None,
     }
     if phase.open_loop:
         latencies = record.latencies_ns
@@ -80,7 +111,7 @@ def region_summaries(guest: Guest) -> list[dict[str, Any]]:
         rows.append({
             "name": region.name,
             "process": region.process,
-            "named_to_host": guest.config.channel.kind == "passthrough" and guest.is_vm,
+            "named_to_host": is_named(guest, region),
             "bytes": region.core.size,
             "touched_bytes": region.core.touched_bytes,
             "backed_4k_bytes": held[0],
@@ -131,11 +162,16 @@ class Summary:
             "totals": {name: totals[name] for name in COUNTER_NAMES if name in totals},
             "peaks": {
                 name: max(peak, peaks.get(name, 0))
-                for name, peak in self._sampler.peaks[key].items() if name in GAUGES
+                for name, peak in self._sampler.peaks[key].items() if name in PEAKED
             },
             "means": self._sampler.means(key, GAUGES),
             "final": {name: totals[name] for name in GAUGE_NAMES if name in totals},
         }  # fmt: skip
+
+    def _memory(self, guests: list[Guest]) -> dict[str, Any]:
+        """Pressure and refault distances of guests."""
+        totals = [self._sampler.totals[guest.class_, guest.index] for guest in guests]
+        return pressure(PRESSURES, totals, self._host.env.now) | distances(guests)
 
     def _records(self, guests: Iterable[Guest]) -> list[PhaseRecord]:
         return [
@@ -151,7 +187,12 @@ class Summary:
             "backing": host.settings.backing,
             "oom_kills": host.oom_kills,
             "slowdown": slowdown(guests),
-        } | ratios(self._records(guests)) | self._values(("", -1), host.peaks[""])
+        } | (
+            of_phases(self._records(guests))
+            | self._values(("", -1), host.peaks[""])
+            | pressure(HOST_PRESSURES, [self._sampler.totals["", -1]], host.env.now)
+            | distances(guests)
+        )
 
     def _class_summary(self, name: str, guests: list[Guest]) -> dict[str, Any]:
         config = self._scenario.guests[name]
@@ -167,7 +208,11 @@ class Summary:
             "count": config.count,
             "slowdown": slowdown(guests),
             "slowdown_percentiles": percentiles(intervals),
-        } | ratios(self._records(guests)) | self._values((name, -1), self._host.peaks[name])
+        } | (
+            of_phases(self._records(guests))
+            | self._values((name, -1), self._host.peaks[name])
+            | self._memory(guests)
+        )
 
     def _guest_summary(self, guest: Guest) -> dict[str, Any]:
         records = self._records([guest])
@@ -183,4 +228,10 @@ class Summary:
             "elapsed": add_up([vcpu.account.parts() for vcpu in guest.vcpus]),
             "phases": [phase_summary(record) for record in records],
             "regions": region_summaries(guest),
-        } | ratios(records) | self._values((guest.class_, guest.index), guest.peaks)
+            "host_view": host_view(guest),
+            "hints": hint_summary(guest),
+        } | (
+            of_phases(records)
+            | self._values((guest.class_, guest.index), guest.peaks)
+            | self._memory([guest])
+        )

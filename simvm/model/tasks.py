@@ -18,12 +18,16 @@ import simpy
 
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
+from simvm.model.returns import GivenBack
+from simvm.model.swap.cxl import InPlace
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
+from simvm.scenario import CxlSwap, UniformPattern
 from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from, trace_of
 
 if TYPE_CHECKING:
     from simvm import _core
-    from simvm.model.guest import Guest, NamedRegion
+    from simvm.model.guest import Guest
+    from simvm.model.spaces import NamedRegion
     from simvm.scenario import Phase
 
 
@@ -41,6 +45,7 @@ class PhaseRecord:
     parts: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     latencies_ns: list[int] = field(default_factory=list)
+    given_back: GivenBack | None = None
 
 
 class Task:
@@ -69,11 +74,13 @@ class Task:
         finally:
             self.close_record()
             for vcpu in self.vcpus:
-                vcpu.leave_core()
+                vcpu.rest()
 
     def _phase(self, phase: Phase, repetition: int) -> Process:
         guest, env = self.guest, self.guest.host.env
         first = self.vcpus[0]
+        if not guest.alive:     # killed by another task before this one could begin
+            raise GuestKilled
         for vcpu in self.vcpus:
             vcpu.measuring = phase.measure
         record = PhaseRecord(phase, repetition, env.now)
@@ -83,18 +90,31 @@ class Task:
         if phase.pattern is not None and phase.pattern.kind == "trace":
             size = trace_of(phase.pattern).region_bytes
         if size is not None and (phase.process, phase.region) not in guest.regions:
-            guest.allocate(phase.process, phase.region, size)
-            watch = Stopwatch(first.account, env.now)
-            yield from guest.channel.named(first, guest)
-            watch.stop(env.now, f"{guest.name} {phase.name}: naming its region")
+            yield from self._make_region(phase, size)
         region = guest.regions[phase.process, phase.region]
+        for operation in phase.hints_before:
+            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.pattern is not None:
             yield from self._access(phase, repetition, region, record)
+            yield from self._tell(phase, guest.channel.named(first, guest, region))
+        for operation in phase.hints_after:
+            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.free != "none":
             watch = Stopwatch(first.account, env.now)
-            yield from self._free(phase.free, region)
+            yield from self._free(phase.free, region, record)
             watch.stop(env.now, f"{guest.name} {phase.name}: freeing")
         self.close_record()
+
+    def _make_region(self, phase: Phase, size: int) -> Process:
+        """Make a region; a new process needs a page for its table first."""
+        guest, first = self.guest, self.vcpus[0]
+        watch = Stopwatch(first.account, guest.host.env.now)
+        while (phase.process, phase.region) not in guest.regions:
+            try:
+                guest.allocate(phase.process, phase.region, size, phase.hugetlb)
+            except MemoryError:
+                yield from first.live_on(guest.mm.out_of_memory(first))
+        watch.stop(guest.host.env.now, f"{guest.name} {phase.name}: making its region")
 
     def close_record(self) -> None:
         """Complete the newest record, also of a phase that was cut short."""
@@ -140,7 +160,9 @@ class Task:
                 stream, chunks = taken_from(
                     streams[0][0], region.used_bytes, phase.accesses_per_request
                 )
-            works.append(Work(phase, guest.process(phase.process), region, stream, chunks))
+            work = Work(phase, guest.process(phase.process), region, stream, chunks)
+            work.in_place = self._in_place(phase, region, f"{label}/{number}/in place")
+            works.append(work)
             vcpu = self.vcpus[number]
             vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
             if requests is None:
@@ -149,12 +171,32 @@ class Task:
                 bodies.append(requests.serve(vcpu, works[-1], record))
         threads = [env.process(self._guarded(body)) for body in bodies]
         guest.activities += threads
+        guest.works += works
         yield env.all_of(threads)
+        guest.works = [each for each in guest.works if each not in works]
         guest.activities = [each for each in guest.activities if each not in threads]
         for number, (stream, _) in enumerate(streams):
             guest.note_stream(f"{label}/{number}", stream.digest)
         if not guest.alive:
             raise GuestKilled
+
+    def _in_place(self, phase: Phase, region: NamedRegion, label: str) -> InPlace | None:
+        """What estimates the latency of memory beside RAM; None where there is none.
+
+        A pass from end to end touches every page alike, whenever one looks: as uniform draws.
+        """
+        host = self.guest.host
+        swap = host.settings.swap
+        if not isinstance(swap, CxlSwap) or not host.settings.tier_bytes:
+            return None
+        pattern = phase.pattern
+        if pattern is None or pattern.kind in ("sequential", "strided"):
+            pattern = UniformPattern()
+        bits = random_bits(self.guest.scenario.scenario.seed, label)
+        stream, _ = make_stream(pattern, region.used_bytes, 0.0, bits, 0, 1)
+        extra = swap.extra_latency or host.costs.cxl_extra_ns
+        share = 1.0 if swap.miss_share is None else swap.miss_share
+        return InPlace(stream, round(extra * share))
 
     def _closed(self, vcpu: VirtualCpu, work: Work, accesses: int) -> Process:
         """One thread's share of a closed loop."""
@@ -162,17 +204,29 @@ class Task:
         watch = Stopwatch(vcpu.account, env.now)
         yield from vcpu.run(work, accesses)
         watch.stop(env.now, f"{self.guest.name} {work.phase.name}: a thread")
-        vcpu.leave_core()
+        vcpu.rest()
 
     def _guarded(self, body: Process) -> Process:
         """A thread that ends quietly when its guest is killed."""
         with suppress(simpy.Interrupt, GuestKilled):
             yield from body
 
-    def _free(self, size: int | Literal["all"], region: NamedRegion) -> Process:
+    def _tell(self, phase: Phase, calls: Process) -> Process:
+        """Calls over the channel, by the first vCPU, on its time."""
+        first, env = self.vcpus[0], self.guest.host.env
+        watch = Stopwatch(first.account, env.now)
+        yield from calls
+        first.leave_core()
+        watch.stop(env.now, f"{self.guest.name} {phase.name}: telling the host")
+
+    def _free(
+        self, size: int | Literal["all"], region: NamedRegion, record: PhaseRecord
+    ) -> Process:
         guest, first = self.guest, self.vcpus[0]
         yield from first.enter_core()
         extents = guest.free(region, size)
+        freed = sum(length for _, length in extents)
+        guest.given_back = record.given_back = GivenBack(guest.host.env.now, freed)
         if guest.is_vm:
             yield from first.pay_for_traps()
             yield from guest.channel.freed(first, guest, extents)
@@ -181,7 +235,7 @@ class Task:
             cost = guest.zap(start, length)
             guest.forget(region, length)
             yield from first.spend(("shootdown_ns", cost))
-        first.leave_core()
+        first.rest()
 
 
 class Requests:
@@ -222,7 +276,7 @@ class Requests:
         assert self._phase.accesses_per_request is not None
         while self._queue or self._open:
             if not self._queue:
-                vcpu.leave_core()
+                vcpu.rest()
                 turn = self._env.event()
                 self._idle.append(turn)
                 yield turn
@@ -233,7 +287,7 @@ class Requests:
             watch.stop(self._env.now, f"{self._label}: a request")
             record.latencies_ns.append(self._env.now - arrived)
             self._guest.requests += 1
-        vcpu.leave_core()
+        vcpu.rest()
 
 
 def add_up(each: list[dict[str, int]]) -> dict[str, int]:

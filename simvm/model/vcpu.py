@@ -8,7 +8,8 @@ away becomes visible when it next enters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +18,14 @@ import simpy
 from simvm import _core
 from simvm.hardware.geometry import PAGE
 from simvm.model.accounts import Account
+from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.reclaim import MARGIN
+from simvm.model.swap.cxl import InPlace
 
 if TYPE_CHECKING:
-    from simvm.model.guest import Guest, NamedRegion, Space
+    from simvm.model.guest import Guest
+    from simvm.model.spaces import NamedRegion, Space
     from simvm.scenario import Phase
 
 IDEAL_PARTS = ("compute_ns", "think_ns")
@@ -50,6 +54,7 @@ class Work:
         self.translation_ns = 0
         self.think_ns = 0
         self.chunks = chunks   # of a recorded trace
+        self.in_place: InPlace | None = None    # where there is memory beside RAM
 
 
 class VirtualCpu:
@@ -65,6 +70,8 @@ class VirtualCpu:
         self.account = Account()
         self._mmu = host.mmu_of(0)      # of the core it was on last
         self.core = _core.Vcpu(self._mmu.mmu)
+        self.stalls = Stalls(guest.pressure, host.pressure)     # as a task of the host
+        self.own_stalls = Stalls(guest.own_pressure)            # of the task that it runs
         self.direct_reclaim_ns = 0
         self.measuring = False      # whether the phase counts in the headline slowdown
         self._env = host.env
@@ -74,6 +81,7 @@ class VirtualCpu:
         self._last: int | None = None   # the host core before
         self._core_since = 0
         self._kicks = 0
+        self.owed_ns = 0            # of faults that the host found out late
         self._zeroing = host.cpu.zeroing_bytes_per_s
         self._untagged = guest.is_vm and not host.tagged
         self._exited = False
@@ -83,8 +91,10 @@ class VirtualCpu:
         self._guest_faults = 0
         self._zeroed_bytes = 0
         self._slat_faults = (0, 0, 0)
+        self._remapped = 0
         self.core.set_costs(
-            self._fault_ns, host.costs.guest_fault_ns, (1 << 20) * 1_000_000_000 // self._zeroing
+            self._fault_ns, host.costs.guest_fault_ns, (1 << 20) * 1_000_000_000 // self._zeroing,
+            host.costs.slat_fault_4k_ns,
         )
 
     # --- time ---------------------------------------------------------------------------
@@ -123,6 +133,8 @@ class VirtualCpu:
             if not cores.contended or self._env.now - self._core_since < costs.timeslice_ns:
                 return
             self.leave_core()
+        self.stalls.run()
+        self.own_stalls.run()
         started = self._env.now
         self._on = yield from cores.acquire(self)
         self._attach(self._on)
@@ -133,9 +145,15 @@ class VirtualCpu:
 
     def leave_core(self) -> None:
         """Give the host core back, if there is one."""
+        self.stalls.rest()
         if self._on is not None:
             core, self._on = self._on, None
             self.guest.host.cores.release(core)
+
+    def rest(self) -> None:
+        """Nothing to do: off the core, and idle to the guest's own kernel too."""
+        self.leave_core()
+        self.own_stalls.rest()
 
     def _attach(self, core: int) -> None:
         """Translate by the MMU of a core from now on.
@@ -161,10 +179,10 @@ class VirtualCpu:
 
     # --- invalidation -------------------------------------------------------------------
 
-    def kick(self) -> None:
-        """An invalidation from the host interrupts the vCPU where it runs."""
+    def kick(self, times: int = 1) -> None:
+        """Invalidations from the host interrupt the vCPU where it runs."""
         if self._on is not None:
-            self._kicks += 1
+            self._kicks += times
 
     def exit_to_host(self) -> None:
         """The vCPU leaves the guest. Without tags that drops all translations of its core."""
@@ -181,6 +199,9 @@ class VirtualCpu:
             yield from self.spend(
                 ("shootdown_ns", kicks * self.guest.host.costs.shootdown_receive_ns)
             )
+        if self.owed_ns:
+            owed, self.owed_ns = self.owed_ns, 0
+            yield from self.spend(("fault_service_ns", owed))
         if self._exited:
             self._exited = False
             self._mmu.flush_all()
@@ -211,10 +232,12 @@ class VirtualCpu:
             yield from self._settle(work)
             if think:
                 yield from self._think(work)
+            if work.in_place is not None:
+                yield from self._pay_for_tier(work, work.in_place)
             if reason == _core.RUN_STREAM_END:
                 work.stream.feed(next(work.chunks))
             elif reason >= _core.RUN_SWAPPED:
-                yield from self._resolve(reason)
+                yield from self._resolve(reason, work)
 
     def populate(self, pages: list[int], size: int) -> Process:
         """Let the VMM take memory of its own, as it starts; 4 KiB `pages` that stay."""
@@ -224,15 +247,26 @@ class VirtualCpu:
             host.reclaimer.check_watermarks()
             room = host.free_bytes - host.min_bytes
             if room < MARGIN:
-                yield from self._reclaim()
+                yield from self.reclaim()
                 continue
             chunk = min(64, room // PAGE, size // PAGE - len(pages))
             pages += [host.memory.frames.allocate_4k(False) for _ in range(chunk)]
             self.guest.note_backed()
             yield from self.spend(("fault_service_ns", chunk * host.container_fault_ns[0]))
 
-    def write_by_kernel(self, start: int, size: int) -> Process:
-        """The guest's kernel writes guest-physical memory, as it does when it boots."""
+    def boot(self, start: int, size: int) -> Process:
+        """The guest's kernel writes what it needs for itself."""
+        guest = self.guest
+
+        def note(unwritten: int) -> None:
+            guest.booted_bytes = size - unwritten
+
+        yield from self.write_by_kernel(start, size, note)
+
+    def write_by_kernel(
+        self, start: int, size: int, note: Callable[[int], None] | None = None
+    ) -> Process:
+        """The guest's kernel writes guest-physical memory; `note` is told what is left."""
         guest, host = self.guest, self.guest.host
         scenario = guest.scenario.scenario
         self.core.queue_write(start, size)
@@ -243,11 +277,12 @@ class VirtualCpu:
                 guest.kernel_space, guest.backing, guest.fault_path.train(scenario.train),
                 scenario.train_service,
             )
-            guest.booted_bytes = size - self.core.unwritten_bytes
+            if note is not None:
+                note(self.core.unwritten_bytes)
             yield from self._settle(None)
             if reason == _core.RUN_BUDGET:
                 return
-            yield from self._resolve(reason)
+            yield from self._resolve(reason, None)
 
     def _settle(self, work: Work | None) -> Process:
         """Let the clock catch up with what the core has just done."""
@@ -268,58 +303,126 @@ class VirtualCpu:
         zeroed = core.zeroed_bytes
         if faults != self._guest_faults or zeroed != self._zeroed_bytes:
             service = (faults - self._guest_faults) * guest.host.costs.guest_fault_ns
-            service += (zeroed - self._zeroed_bytes) * 1_000_000_000 // self._zeroing
+            # By differences of totals, so that no part of a ns is lost from slice to slice.
+            service += zeroed * 1_000_000_000 // self._zeroing
+            service -= self._zeroed_bytes * 1_000_000_000 // self._zeroing
             self._guest_faults, self._zeroed_bytes = faults, zeroed
             charges.append(("guest_fault_ns", service))
         traps = guest.trap_ns()
         if traps:
             charges.append(("page_table_trap_ns", traps))
             guest.note_backed()
+        remapped, self._remapped = core.remapped - self._remapped, core.remapped
         slat_faults = core.slat_faults
         if slat_faults != self._slat_faults:
             new = [now - before for now, before in zip(slat_faults, self._slat_faults, strict=True)]
             self._slat_faults = slat_faults
             guest.note_backed()
             yield from self.spend(*charges)
+            yield from self._wait_for_mapping()
             service = sum(n * ns for n, ns in zip(new, self._fault_ns, strict=True))
             yield from guest.fault_path.serve(self, sum(new), service)
+            yield from guest.cgroup.after_faults(self, new[0] + 512 * new[1])
         else:
             yield from self.spend(*charges)
+        if remapped:
+            # The host has the page, so the kernel serves it on every fault path.
+            yield from self._wait_for_mapping()
+            wait = guest.mmu_lock.wait(self._env.now)
+            service = remapped * guest.host.costs.slat_fault_4k_ns
+            yield from self.spend(("fault_wait_ns", wait), ("fault_service_ns", service))
+
+    def _wait_for_mapping(self) -> Process:
+        """A fault waits while a call changes the VMM's mapping."""
+        wait = self.guest.control.mmap_lock.wait(self._env.now)
+        if wait:
+            yield from self.spend(("fault_wait_ns", wait))
 
     def pay_for_traps(self) -> Process:
         """What the guest's kernel wrote to its page tables beside faults has trapped."""
         yield from self.spend(("page_table_trap_ns", self.guest.trap_ns()))
 
+    def _pay_for_tier(self, work: Work, in_place: InPlace) -> Process:
+        """What the accesses since the last call took longer, on memory beside RAM."""
+        ns = in_place.ns(
+            self.core.done, work.region.core.base, self.guest.backing, work.space.table
+        )
+        yield from self.spend(("tier_ns", ns))
+
     def _think(self, work: Work) -> Process:
         """The pauses of the accesses done since the last ones, off the core."""
-        self.leave_core()
+        self.rest()
         pause = self.core.done * work.phase.think_time - work.think_ns
         work.think_ns += pause
         yield from self.spend(("think_ns", pause))
 
-    def _resolve(self, reason: int) -> Process:
+    def _resolve(self, reason: int, work: Work | None) -> Process:
         """Do what the core could not, so that it can go on."""
-        if reason in (_core.RUN_SWAPPED, _core.RUN_NO_MEMORY):
+        exits = (
+            _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK,
+            _core.RUN_PROTECTED,
+        )  # fmt: skip
+        if reason in exits:
             self.exit_to_host()
         if reason == _core.RUN_SWAPPED:
-            yield from self._swap_in(self.core.fault_address)
+            yield from self.swap_in(self.core.fault_address)
         elif reason == _core.RUN_NO_MEMORY:
-            yield from self._reclaim()
+            yield from self.reclaim()
+        elif reason == _core.RUN_LIMIT:
+            yield from self.make_room()
+        elif reason == _core.RUN_NO_BLOCK:
+            yield from self.guest.host.compactor.no_block(self)
+        elif reason == _core.RUN_PROTECTED:
+            yield from self.guest.control.forbidden(self, self.core.fault_address)
         elif reason == _core.RUN_POOL_EMPTY:
             self.guest.fail("no page left in the hugetlb pool (SIGBUS)")
             raise GuestKilled
         elif reason == _core.RUN_GUEST_NO_MEMORY:
+            yield from self.live_on(self.guest.mm.out_of_memory(self))
+        elif reason == _core.RUN_GUEST_PRESSURE:
+            self.guest.mm.wake_if_low()
+        elif reason == _core.RUN_GUEST_SWAPPED:
+            assert work is not None
+            swap = self.guest.mm.swap
+            assert swap is not None
+            asid = work.space.core.asid
+            yield from self.live_on(swap.page_in(self, asid, self.core.fault_address))
+        elif reason == _core.RUN_GUEST_POOL_EMPTY:
+            self.guest.fail("no page left in the guest's own hugetlb pool (SIGBUS)")
+            raise GuestKilled
+
+    def live_on(self, attempt: Process) -> Process:
+        """Let the guest try to find memory; without it, it dies."""
+        found = yield from attempt
+        if not found:
             self.guest.fail("no free memory in the guest")
             raise GuestKilled
 
-    def _reclaim(self) -> Process:
+    def sleep_on(self, event: simpy.Event, part: str) -> Process:
+        """Wait for an event off the core, and charge the time."""
+        self.leave_core()
+        started = self._env.now
+        yield event
+        self.charge(part, self._env.now - started)
+
+    def reclaim(self) -> Process:
         """Direct reclaim on the vCPU's own time; the OOM killer when nothing is left."""
         host = self.guest.host
-        freed = yield from host.reclaimer.direct(self)
+        with self.stalls.stalled():
+            freed = yield from host.reclaimer.direct(self)
         if not freed:
             victim = host.reclaimer.out_of_memory()
             if victim is self.guest:
                 raise GuestKilled
+
+    def make_room(self) -> Process:
+        """Reclaim within the guest, which is at its limit; it is killed when that gives nothing."""
+        guest = self.guest
+        with self.stalls.stalled():
+            fits = yield from guest.cgroup.make_room(self)
+        if not fits:
+            guest.host.reclaimer.out_of_limit(guest)
+            raise GuestKilled
 
     def spend_on_reclaim(self, wait: simpy.Event) -> Process:
         """Let direct reclaim take its time: it is part of the fault's service."""
@@ -328,7 +431,7 @@ class VirtualCpu:
         self.charge("fault_service_ns", self._env.now - started)
         self.direct_reclaim_ns += self._env.now - started
 
-    def _swap_in(self, address: int) -> Process:
+    def swap_in(self, address: int) -> Process:
         """Bring one page back: from the swap cache, or from the device."""
         guest, host = self.guest, self.guest.host
         slot = guest.backing.slot_of(address)
@@ -336,42 +439,38 @@ class VirtualCpu:
             return  # another vCPU brought it back
         under_way = guest.reads.get(slot)
         if under_way is not None:
-            self.leave_core()
-            started = self._env.now
-            yield under_way
-            self.charge("swap_in_ns", self._env.now - started)
+            with self._reading(slot, asleep=True):
+                yield from self.sleep_on(under_way, "swap_in_ns")
             return
+        if guest.cgroup.is_full():
+            yield from self.make_room()
+            return  # to fault again
         frame = host.swap.take_back(slot)
         if frame is not None:
             guest.swapped_in(address, slot, frame)
         else:
             while host.free_bytes < host.min_bytes + MARGIN:
-                yield from self._reclaim()
+                yield from self.reclaim()
                 if guest.backing.slot_of(address) != slot or slot in guest.reads:
                     return
             yield from self._read(address, slot)
-        yield from self.spend(("swap_in_ns", host.costs.swap_fault_ns))
+        yield from self.spend(("swap_in_ns", host.swap.fault_ns))
+        yield from guest.cgroup.after_faults(self, 1)
+
+    def _reading(self, slot: int, *, asleep: bool) -> AbstractContextManager[None]:
+        """A read is a stall if the page is of the working set: memory was too short for it."""
+        if self.guest.host.reclaimer.refault_list(self.guest, slot)[1]:
+            return self.stalls.stalled()
+        return self.stalls.waiting() if asleep else nullcontext()
 
     def _read(self, address: int, slot: int) -> Process:
-        """Read a page from the device, asleep; others that want the page wait for it."""
-        guest, host = self.guest, self.guest.host
-        frame = host.memory.frames.allocate_4k()
-        done = guest.reads[slot] = self._env.event()
-        host.swap.reading_bytes += PAGE
+        """Read a page. The vCPU sleeps if the device takes time."""
+        guest = self.guest
         started = self._env.now
-        self.leave_core()
-        try:
-            yield self._env.timeout(host.swap.read_ns())
-        except simpy.Interrupt:
-            host.memory.frames.free_4k(frame)
-            raise
-        finally:
-            host.swap.reading_bytes -= PAGE
-            del guest.reads[slot]
-            done.succeed()
-        if guest.backing.slot_of(address) == slot:
-            guest.swapped_in(address, slot, frame)
-        else:  # given back by the guest while it was read
-            host.memory.frames.free_4k(frame)
+        takes = guest.host.swap.read(slot)
+        with self._reading(slot, asleep=takes.sleep_ns > 0):
+            if takes.sleep_ns:
+                self.leave_core()
+            yield from guest.read_back(address, slot, takes.sleep_ns + takes.cpu_ns)
         self.charge("swap_in_ns", self._env.now - started)
         yield from self.enter_core()

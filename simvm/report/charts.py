@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import altair as alt
 
 from simvm.columns import ELAPSED_PARTS
+from simvm.report.labels import PART_LABELS
 from simvm.report.placing import place_labels
 from simvm.report.series import Sampler, Series, Unit, byte_unit, time_unit
 from simvm.results import RunResult
@@ -29,21 +30,26 @@ PALETTE: Final = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _DASHES: Final = ([1, 0], [10, 2], [6, 3], [3, 3], [9, 3, 2, 3])
 _SHAPES: Final = ("circle", "square", "triangle-up", "diamond")
 
-PART_COLOURS: Final[dict[str, tuple[str, str]]] = {
-    "compute_ns": ("compute", "#D9D9D9"),
-    "think_ns": ("think", "#A6A6A6"),
-    "translation_ns": ("translation", BLUE),
-    "guest_fault_ns": ("guest faults", SKY),
-    "page_table_trap_ns": ("page-table traps", "#882255"),
-    "fault_wait_ns": ("SLAT faults: wait", YELLOW),
-    "fault_service_ns": ("SLAT faults: service", ORANGE),
-    "swap_in_ns": ("swap-in", VERMILLION),
-    "shootdown_ns": ("shootdowns", PURPLE),
-    "hint_ns": ("hint calls", GREEN),
-    "core_wait_ns": ("waiting for a core", BLACK),
+PART_COLOURS: Final[dict[str, str]] = {
+    "compute_ns": "#D9D9D9",
+    "think_ns": "#A6A6A6",
+    "translation_ns": BLUE,
+    "guest_fault_ns": SKY,
+    "guest_reclaim_ns": "#44AA99",
+    "guest_swap_in_ns": "#117733",
+    "page_table_trap_ns": "#882255",
+    "fault_wait_ns": YELLOW,
+    "fault_service_ns": ORANGE,
+    "swap_in_ns": VERMILLION,
+    "tier_ns": "#332288",
+    "shootdown_ns": PURPLE,
+    "hint_ns": GREEN,
+    "core_wait_ns": BLACK,
 }
 
-FIGURE_NAMES: Final = frozenset({"footprint", "slowdown", "tradeoff", "time", "activity"})
+FIGURE_NAMES: Final = frozenset(
+    {"footprint", "slowdown", "tradeoff", "time", "pressure", "activity"}
+)
 
 Width = int | Literal["container"]
 Rows = list[dict[str, Any]]
@@ -140,7 +146,10 @@ class _Charts:
         self.shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(runs))]
 
     def all(self) -> list[Figure]:
-        made = [self.footprint(), self.slowdown(), self.trade(), self.parts(), self.activity()]
+        made = [
+            self.footprint(), self.slowdown(), self.trade(), self.parts(), self.pressure(),
+            self.activity(),
+        ]  # fmt: skip
         return [figure for figure in made if figure is not None]
 
     # --- footprint over time
@@ -225,6 +234,25 @@ class _Charts:
             "Elapsed over ideal in each interval, measured phases alone; the grey line at 1 "
             "would be translation, faults and waiting for free.",
             (self._lines(series, "slowdown (×)", ",.3f", scale, height=260, ideal=True),),
+            self.datasets,
+            over_time=True,
+        )
+
+    def pressure(self) -> Figure | None:
+        panels: list[Panel] = []
+        for kind in ("some", "full"):
+            series = {name: self.sampler.ratio(name, f"psi_{kind}") for name in self.names}
+            if max(_most(one) for one in series.values()) > 0:
+                scale, first = alt.Scale(zero=True), not panels
+                panels.append(self._lines(series, kind, ".2%", scale, height=180, legend=first))
+        if not panels:
+            return None
+        return Figure(
+            "pressure",
+            "Memory pressure over time",
+            "Share of the host's threads that stalls on memory hit (some) and leave idle (full), "
+            "in each interval: direct reclaim, kswapd, pages of the working set read back.",
+            tuple(panels),
             self.datasets,
             over_time=True,
         )
@@ -412,14 +440,17 @@ class _Charts:
         for name, (ideal, parts) in spent.items():
             for order, (part, ns) in enumerate(parts.items()):
                 if ns and ideal:
-                    rows.append({"variant": name, "part": PART_COLOURS[part][0], "order": order,
+                    rows.append({"variant": name, "part": PART_LABELS[part], "order": order,
                                  "of_ideal": ns / ideal, "s": ns / 1e9,
                                  "share": ns / sum(parts.values())})  # fmt: skip
         if not rows:
             return None
         shown = {row["part"] for row in rows}
         data = self._data(rows)
-        legend = [pair for pair in PART_COLOURS.values() if pair[0] in shown]
+        legend = [
+            (PART_LABELS[part], colour) for part, colour in PART_COLOURS.items()
+            if PART_LABELS[part] in shown
+        ]  # fmt: skip
 
         def panel(width: Width) -> alt.LayerChart:
             y = alt.Y("variant:N", sort=self.names, title=None,

@@ -13,6 +13,24 @@ from simvm.units import human_bytes, human_ns
 
 NOT_APPLICABLE: Final = "n/a"
 
+PART_LABELS: Final[dict[str, str]] = {
+    "compute_ns": "compute",
+    "think_ns": "think",
+    "translation_ns": "translation",
+    "guest_fault_ns": "guest faults",
+    "guest_reclaim_ns": "reclaim in the guest",
+    "guest_swap_in_ns": "swap-in in the guest",
+    "page_table_trap_ns": "page-table traps",
+    "fault_wait_ns": "SLAT faults: wait",
+    "fault_service_ns": "SLAT faults: service",
+    "swap_in_ns": "swap-in",
+    "tier_ns": "memory on CXL",
+    "shootdown_ns": "shootdowns",
+    "hint_ns": "hint calls",
+    "core_wait_ns": "waiting for a core",
+}
+"""The causes of elapsed time, by column."""
+
 
 def number(value: float) -> str:
     """Three significant digits, or all digits before the point: 0.00312, 5.31, 14.2, 1,234."""
@@ -43,6 +61,11 @@ def count(value: float) -> str:
 def times(value: float) -> str:
     """A ratio, three decimals and a times sign."""
     return f"{value:,.3f}×"
+
+
+def share(value: float) -> str:
+    """A part of a whole, in percent."""
+    return f"{number(100 * value)} %"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +131,16 @@ METRICS: Final[tuple[Metric, ...]] = (
     Metric("guest_faults", "guest faults", count, "Page faults served by guest kernels."),
     Metric("fault_stall_ns", "fault stall", duration,
            "vCPU time spent in SLAT faults: waiting, service and swap-in, over the whole run."),
+    Metric("psi_some", "memory pressure", share,
+           "Share of the run in which tasks of the host were stalled on memory, weighed by their "
+           "share of its threads."),
+    Metric("returned_share", "freed memory returned", share,
+           "Share of what guests freed that came back to the host before they freed again.",
+           lower_is_better=False),
+    Metric("first_gib_back_ns", "first GiB back after", duration,
+           "From a free until the host had 1 GiB back, mean over frees of which so much came."),
+    Metric("last_back_ns", "last byte back after", duration,
+           "From a free until the last that came back of it, mean over frees."),
     Metric("swap_ins", "pages swapped in", count, "4 KiB pages read back from swap."),
     Metric("swap_outs", "pages swapped out", count, "4 KiB pages written to swap."),
     Metric("oom_kills", "OOM kills", count,

@@ -17,8 +17,17 @@ import vl_convert
 
 from simvm.columns import COLUMNS
 from simvm.report.charts import Figure, overview
-from simvm.report.labels import METRICS, NOT_APPLICABLE, duration
-from simvm.report.tables import PHASE_HEADS, REGION_HEADS, phase_rows, region_rows
+from simvm.report.labels import METRICS, NOT_APPLICABLE, count, duration
+from simvm.report.tables import (
+    CAUSE_HEADS,
+    PHASE_HEADS,
+    PRESSURE_HEADS,
+    REGION_HEADS,
+    cause_rows,
+    phase_rows,
+    pressure_rows,
+    region_rows,
+)
 from simvm.results import RunResult, comparison
 
 _STYLE = """
@@ -236,8 +245,20 @@ def _run_details(name: str, run: RunResult) -> str:
     return (
         f"<details><summary>{escape(name)}</summary><p>{escape(facts)}</p>"
         f"{_table(PHASE_HEADS, phase_rows(run.summary), texts=4)}"
+        "<p>Where the vCPU time of the whole run went, and what stalled it:</p>"
+        f"{_table(CAUSE_HEADS, cause_rows(run.summary), texts=2)}"
+        f"<p>Memory pressure. {escape(_reclaim(run.summary['host']['totals']))}</p>"
+        f"{_table(PRESSURE_HEADS, pressure_rows(run.summary), texts=1)}"
         "<p>Named regions at the end of the run:</p>"
         f"{_table(REGION_HEADS, region_rows(run.summary), texts=3)}</details>"
+    )
+
+
+def _reclaim(totals: Mapping[str, Any]) -> str:
+    return (
+        f"kswapd took {duration(totals.get('kswapd_ns', 0))} of host CPU time; reclaim looked at "
+        f"{count(totals.get('folios_scanned', 0))} folios and freed "
+        f"{count(totals.get('folios_reclaimed', 0))}."
     )
 
 

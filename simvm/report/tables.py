@@ -10,7 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from simvm.report.labels import METRICS, NOT_APPLICABLE, count, duration, number, size, times
+from simvm.report.labels import (
+    METRICS,
+    NOT_APPLICABLE,
+    PART_LABELS,
+    count,
+    duration,
+    number,
+    share,
+    size,
+    times,
+)
 
 _LOOK: Final[dict[str, Any]] = {
     "title_justify": "left",
@@ -143,6 +153,43 @@ def region_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
             for index, column in enumerate(columns):
                 sums[index] += region[column]
     return [(*key, *(size(total) for total in sums)) for key, sums in groups.items()]
+
+
+CAUSE_HEADS: Final = ("class", "cause", "vCPU time", "share")
+PRESSURE_HEADS: Final = ("of", "some", "full", "some, in guests", "full, in guests",
+                         "direct reclaim", "swapped in", "of the working set",
+                         "mean refault distance")  # fmt: skip
+
+
+def cause_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Where the vCPU time of each class went, under :data:`CAUSE_HEADS`; every phase, and boot."""
+    rows: list[tuple[str, ...]] = []
+    for name in summary["classes"]:
+        each = [guest["elapsed"] for guest in summary["guests"] if guest["class"] == name]
+        spent = {part: sum(one.get(part, 0) for one in each) for part in PART_LABELS}
+        whole = sum(spent.values())
+        rows += [
+            (name, PART_LABELS[part], duration(ns), share(ns / whole))
+            for part, ns in spent.items() if ns
+        ]  # fmt: skip
+    return rows
+
+
+def pressure_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How short memory was, of the host and of each class, under :data:`PRESSURE_HEADS`."""
+    rows = []
+    for name, of in (("host", summary["host"]), *summary["classes"].items()):
+        totals, distance = of["totals"], of.get("refault_distance") or {}
+        rows.append((
+            name,
+            *(_or_na(of.get(key), share)
+              for key in ("psi_some", "psi_full", "guest_psi_some", "guest_psi_full")),
+            _or_na(totals.get("direct_reclaim_ns"), duration),
+            _or_na(totals.get("swap_ins"), count),
+            _or_na(totals.get("refaults"), count),
+            _or_na(distance.get("mean_bytes"), size),
+        ))  # fmt: skip
+    return rows
 
 
 def phases_table(summary: Mapping[str, Any]) -> Table:

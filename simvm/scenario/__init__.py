@@ -1,7 +1,10 @@
 """Scenarios: frozen, validated models, read from TOML with every mistake at once."""
 
+from simvm.scenario.backing import Fragmentation, Khugepaged
+from simvm.scenario.channels import ChannelSettings, NoChannelSettings, PassthroughChannelSettings
 from simvm.scenario.dump import digest, to_toml
 from simvm.scenario.expect import failures
+from simvm.scenario.ksm import Ksm
 from simvm.scenario.load import (
     BASE,
     check,
@@ -14,7 +17,6 @@ from simvm.scenario.load import (
 )
 from simvm.scenario.models import (
     BUILTIN_TRACE,
-    Channel,
     DriftingPattern,
     GuestClass,
     Host,
@@ -24,29 +26,52 @@ from simvm.scenario.models import (
     Pattern,
     Phase,
     PointerChasePattern,
-    Reclaim,
     Scenario,
     SequentialPattern,
     StridedPattern,
-    Swap,
     TracePattern,
     UniformPattern,
     ZipfPattern,
 )
+from simvm.scenario.reclaim import (
+    DamonReclaim,
+    LruReclaim,
+    Memcg,
+    MglruReclaim,
+    NoReclaim,
+    Proactive,
+    Reclaim,
+)
+from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
 
 __all__ = [
     "BASE",
     "BUILTIN_TRACE",
-    "Channel",
+    "ChannelSettings",
+    "Content",
+    "CxlSwap",
+    "DamonReclaim",
     "DriftingPattern",
+    "Fragmentation",
     "GuestClass",
     "Host",
     "HotColdPattern",
     "Hugetlb",
+    "Khugepaged",
+    "Ksm",
+    "LruReclaim",
+    "Memcg",
     "Meta",
+    "MglruReclaim",
+    "NoChannelSettings",
+    "NoReclaim",
+    "NoSwap",
+    "NvmeSwap",
+    "PassthroughChannelSettings",
     "Pattern",
     "Phase",
     "PointerChasePattern",
+    "Proactive",
     "Reclaim",
     "Scenario",
     "SequentialPattern",
@@ -55,6 +80,8 @@ __all__ = [
     "TracePattern",
     "UniformPattern",
     "ZipfPattern",
+    "ZramSwap",
+    "ZswapSwap",
     "check",
     "digest",
     "failures",

@@ -9,12 +9,21 @@ other words.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from simvm.errors import InvalidInput
 from simvm.hardware import Cpu, load_cpu
+from simvm.scenario import (
+    check_backing,
+    check_channels,
+    check_guest_memory,
+    check_passthrough,
+    check_reclaim,
+    check_swap,
+)
+from simvm.scenario.check_swap import swap_bytes
+from simvm.scenario.finding import Finding
 from simvm.scenario.models import BUILTIN_TRACE, GuestClass, Phase, Scenario, TracePattern
 from simvm.units import GIB, MIB, TIB, format_bytes, format_ns, human_bytes
 
@@ -33,25 +42,21 @@ MOST_TAGS: Final = 16_383
 itself and of its kernel, and one for each of its processes."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A rule that does not hold: the key it is about, and the other keys it looked at."""
-
-    key: str
-    rule: str
-    fix: str
-    uses: tuple[str, ...] = ()
-
-
 def findings(scenario: Scenario) -> Iterator[Finding]:
     """Every rule that `scenario` breaks."""
     yield from _time(scenario)
     yield from _host(scenario)
+    yield from check_reclaim.findings(scenario)
+    yield from check_swap.findings(scenario)
+    yield from check_backing.findings(scenario)
     for name, guest in scenario.guests.items():
         where = f"guest.{name}"
         yield from _guest(scenario, where, guest)
         yield from _phases(where, guest)
         yield from _regions(where, guest)
+        yield from check_channels.findings(scenario.host, where, guest)
+        yield from check_passthrough.findings(scenario.host, where, guest)
+        yield from check_guest_memory.findings(where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
     working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
@@ -119,8 +124,6 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         )  # fmt: skip
     if host.memory >= 8 * TIB:
         yield Finding("host.memory", "hosts of less than 8 TiB are modelled", "write less memory")
-    if host.swap.size >= 64 * TIB:
-        yield Finding("host.swap.size", "less than 64 TiB of swap is modelled", "write less")
     yield from _backing(scenario)
     fixed = host.kernel_reserved + struct_page_bytes(host.memory)
     pool = host.hugetlb.size if host.hugetlb else 0
@@ -142,11 +145,6 @@ def _host(scenario: Scenario) -> Iterator[Finding]:
         yield Finding(
             "host.fault_workers", "only the path userfaultfd has workers",
             'remove it, or write fault_path = "userfaultfd"', ("host.fault_path",),
-        )  # fmt: skip
-    if host.swap.device != "none" and not host.swap.size:
-        yield Finding(
-            "host.swap.size", "a swap device needs a size", 'add size = "32GiB"',
-            ("host.swap.device",),
         )  # fmt: skip
 
 
@@ -184,7 +182,7 @@ def _backing(scenario: Scenario) -> Iterator[Finding]:
 
 def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Finding]:
     host = scenario.host
-    swap = host.swap.size if host.swap.device != "none" else 0
+    swap = swap_bytes(host)
     if guest.memory > host.memory + swap:
         yield Finding(
             f"{where}.memory",
@@ -200,14 +198,9 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
             f'write "{format_bytes(pool)}" or less, or a larger pool',
             ("host.hugetlb", "host.backing"),
         )  # fmt: skip
-    if guest.memory_max != guest.memory:
-        yield Finding(
-            f"{where}.memory_max", "must be memory: hotplug is not modelled yet",
-            f'remove it, or write "{format_bytes(guest.memory)}"', (f"{where}.memory",),
-        )  # fmt: skip
     cpu = _cpu(scenario)
-    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory
-    if guest.memory > reach:
+    reach = _reach(cpu, scenario, guest) if cpu is not None else guest.memory_max
+    if guest.memory_max > reach:
         yield Finding(
             f"{where}.memory", f"these table levels serve {human_bytes(reach)} at most",
             "write table_levels = 5 for guest and host, or less memory",
@@ -294,8 +287,9 @@ def _loop(phase: Phase) -> Iterator[_Wrong]:
         for key in ("accesses", *open_keys):
             if getattr(phase, key) is not None:
                 yield key, "accesses need a pattern", 'add pattern = { kind = "uniform" }'
-        if phase.allocate is None and phase.free == "none":
-            yield "pattern", "the phase does nothing", "add allocate, a pattern, or free"
+        idle = phase.allocate is None and phase.free == "none"
+        if idle and not (phase.hints_before or phase.hints_after):
+            yield "pattern", "the phase does nothing", "add allocate, a pattern, hints, or free"
         return
     if phase.accesses is not None and given:
         fix = f"remove accesses, or {', '.join(given)}"
@@ -356,9 +350,12 @@ def trace_region_bytes(file: str) -> int:
 def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
     """Follow the regions through the phases: made before used, and within the guest's memory."""
     uses = (f"{where}.workload", f"{where}.memory", f"{where}.boot", f"{where}.page_size",
-            f"{where}.virtualization")  # fmt: skip
+            f"{where}.virtualization", f"{where}.swap", f"{where}.hugetlb",
+            f"{where}.reclaim")  # fmt: skip
     live: dict[tuple[str, str], int] = {}
     made_by: dict[tuple[str, str], str] = {}
+    pages: dict[tuple[str, str], int] = {}
+    pooled: set[tuple[str, str]] = set()
     peaks: dict[str, int] = {}
     for phase in guest.workload:
         at, place = f"{where}.workload.{phase.name}", (phase.process, phase.region)
@@ -369,7 +366,9 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
                     f"{at}.region", f"{phase.region!r} is there already",
                     "free it first, or choose another name", uses,
                 )  # fmt: skip
-            live[place], made_by[place] = _rounded(guest, size), phase.task
+            page = pages[place] = check_guest_memory.page_of(guest, phase)
+            live[place], made_by[place] = -(-size // page) * page, phase.task
+            (pooled.discard if phase.hugetlb is None else pooled.add)(place)
         if place not in live:
             yield Finding(
                 f"{at}.region", f"no earlier phase of the process {phase.process!r} allocates "
@@ -379,12 +378,13 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
             continue
         yield from (Finding(f"{at}.{key}", rule, fix, uses) for key, rule, fix in
                     _fits_region(phase, live[place]))  # fmt: skip
-        held = sum(bytes_ for key, bytes_ in live.items() if made_by[key] == phase.task)
+        own = {key: bytes_ for key, bytes_ in live.items() if key not in pooled}
+        held = sum(bytes_ for key, bytes_ in own.items() if made_by[key] == phase.task)
         peaks[phase.task] = max(peaks.get(phase.task, 0), held)
-        if size is not None and sum(peaks.values()) > guest_capacity(guest, live.values()):
-            yield _too_much(at, guest, sum(peaks.values()), live.values(), uses)
+        if size is not None and sum(peaks.values()) > guest_capacity(guest, own.values()):
+            yield _too_much(at, guest, sum(peaks.values()), own.values(), uses)
             return
-        yield from _freed(at, guest, phase, live, uses)
+        yield from _freed(at, phase, pages[place], live, uses)
 
 
 def _made(phase: Phase) -> int | None:
@@ -395,11 +395,6 @@ def _made(phase: Phase) -> int | None:
         except InvalidInput:
             return PAGE  # reported where the trace is checked
     return phase.allocate
-
-
-def _rounded(guest: GuestClass, size: int) -> int:
-    page = guest.page_size if guest.is_vm else PAGE
-    return -(-size // page) * page
 
 
 def _fits_region(phase: Phase, size: int) -> Iterator[_Wrong]:
@@ -420,8 +415,8 @@ def _fits_region(phase: Phase, size: int) -> Iterator[_Wrong]:
 
 def _freed(
     at: str,
-    guest: GuestClass,
     phase: Phase,
+    page: int,
     live: dict[tuple[str, str], int],
     uses: tuple[str, ...],
 ) -> Iterator[Finding]:
@@ -433,11 +428,10 @@ def _freed(
     if phase.free == "none":
         return
     size = int(phase.free) * phase.repeat
-    page = guest.page_size if guest.is_vm else PAGE
     if int(phase.free) % page:
         yield Finding(
             f"{at}.free", f"must be whole guest pages of {format_bytes(page)}",
-            f'write "{format_bytes(_rounded(guest, int(phase.free)))}"', uses,
+            f'write "{format_bytes(-(-int(phase.free) // page) * page)}"', uses,
         )  # fmt: skip
     elif size > live[place] or (size == live[place] and phase.repeat > 1):
         yield Finding(
@@ -451,28 +445,35 @@ def _freed(
 
 
 def guest_capacity(guest: GuestClass, regions: Iterable[int]) -> int:
-    """Bytes of guest memory that `regions` can have: without boot, struct pages and tables."""
+    """Bytes that `regions` can have: guest memory without boot, struct pages, pools and tables.
+
+    And the guest's own swap.
+    """
     if not guest.is_vm:
         return guest.memory
-    kernel = guest.boot + struct_page_bytes(guest.memory)
+    kernel = guest.boot + struct_page_bytes(guest.memory_max)
+    kernel += check_guest_memory.pools_bytes(guest)
+    kernel += (guest.reclaim.min_free or 0) if guest.reclaim is not None else 0
     if guest.page_size == GIB:
-        return max(0, guest.memory // GIB - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
+        most = guest.memory_max // GIB
+        return max(0, most - -(-(kernel + _UPPER_TABLE_PAGES * PAGE) // GIB)) * GIB
     tables = sum((size // (2 * MIB) + _UPPER_TABLE_PAGES) * PAGE for size in regions)
-    return max(0, guest.memory - kernel - tables)
+    return max(0, guest.memory_max - kernel - tables) + check_guest_memory.swap_bytes(guest)
 
 
 def _too_much(
     at: str, guest: GuestClass, needed: int, regions: Iterable[int], uses: tuple[str, ...]
 ) -> Finding:
     capacity = guest_capacity(guest, regions)
-    more = guest.memory + needed - capacity
+    more = guest.memory_max + needed - capacity
     unit = GIB if guest.page_size == GIB else 2 * MIB
     rule = (
         f"the regions that live together take {human_bytes(needed)}, and {human_bytes(capacity)} "
-        f"of the guest's {human_bytes(guest.memory)} are left for them"
+        f"of the guest's {human_bytes(guest.memory_max)} are left for them"
     )
     if guest.is_vm:
         rule += " beside boot, struct pages and page tables"
+        rule += ", with its swap" if check_guest_memory.swap_bytes(guest) else ""
         rule += " (in whole pages of 1 GiB)" if guest.page_size == GIB else ""
     fix = f'allocate less, or write memory = "{format_bytes(-(-more // unit) * unit)}"'
     return Finding(f"{at}.allocate", rule, fix, uses)

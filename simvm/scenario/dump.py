@@ -14,6 +14,7 @@ from simvm.hardware import format_cost, load_costs, load_cpu
 from simvm.hardware.load import is_path
 from simvm.scenario.fields import NAME
 from simvm.scenario.models import BUILTIN_TRACE, Scenario
+from simvm.scenario.swap import NvmeSwap, ZswapSwap, p99_of
 
 _INLINE_WIDTH: Final = 100
 
@@ -106,11 +107,12 @@ def _cpu_defaults(scenario: Scenario) -> dict[tuple[str, ...], str]:
 
 def _cost_defaults(scenario: Scenario) -> dict[tuple[str, ...], str]:
     swap = scenario.host.swap
-    if swap.device == "none":
+    if not isinstance(swap, NvmeSwap | ZswapSwap):
         return {}
     costs = load_costs(scenario.host.costs)
     found = {
         "latency": ("nvme_latency", costs.nvme_latency_ns),
+        "latency_p99": ("nvme_latency_p99", p99_of(swap, costs)),
         "parallelism": ("nvme_parallelism", costs.nvme_parallelism),
         "bandwidth": ("nvme_bandwidth", costs.nvme_bandwidth_bytes_per_s),
     }

@@ -11,8 +11,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationInfo, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from simvm import units
 from simvm.errors import did_you_mean
@@ -151,6 +157,37 @@ Time = Annotated[int, _time(0), _AS_TIME, _TIME_SCHEMA]
 Duration = Annotated[int, _time(1), _AS_TIME, _TIME_SCHEMA]
 """Nanoseconds, 1 or more."""
 
+
+def _check_schedule(value: Any, info: ValidationInfo) -> dict[int, int]:
+    """Sizes by time, in order; all mistakes at once."""
+    if not isinstance(value, Mapping) or not value:
+        raise mistake("must be a table of times and sizes", 'write { 10s = "2GiB" }')
+    time: Any = _time(0).func
+    size: Any = _size(0, units.KIB * 4).func
+    found: dict[int, int] = {}
+    errors: list[InitErrorDetails] = []
+    for at, given in value.items():
+        try:
+            found[time(at, info)] = size(given, info)
+        except PydanticCustomError as error:
+            errors.append({"type": error, "loc": (str(at),), "input": given})
+    if errors:
+        raise ValidationError.from_exception_data("schedule", errors)
+    return dict(sorted(found.items()))
+
+
+def _show_schedule(value: dict[int, int]) -> dict[str, str]:
+    return {units.format_ns(at): units.format_bytes(size) for at, size in value.items()}
+
+
+Schedule = Annotated[
+    dict[int, int],
+    BeforeValidator(_check_schedule),
+    PlainSerializer(_show_schedule, return_type=dict[str, str], when_used="json"),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}}),
+]
+"""Bytes (whole 4 KiB pages) by nanoseconds, in order of time."""
+
 Count = Annotated[int, _count(1, MAX_COUNT), _COUNT_SCHEMA]
 """A count of things that happen, 1 or more; takes k, M, G."""
 
@@ -175,12 +212,23 @@ Cores = Annotated[int, *_number(1, 65536)]
 Guests = Annotated[int, *_number(1, 1_000_000)]
 Workers = Annotated[int, *_number(1, 65536)]
 Train = Annotated[int, *_number(1, 4096)]
+Maps = Annotated[int, *_number(1, 1 << 31)]
 Cycles = Annotated[int, *_number(1, 1_000_000)]
 Repeats = Annotated[int, *_number(1, 1_000_000)]
 Drift = Annotated[int, *_number(0, 1_000_000)]
 ScaleFactor = Annotated[int, *_number(1, 3000)]
 Parallelism = Annotated[int, *_number(1, 65536)]
+MonitoredRegions = Annotated[int, *_number(3, 1_000_000)]
 Levels = Annotated[int, *_number(3, 5)]
+PagesToScan = Annotated[int, *_number(1, 1_000_000)]
+Sharers = Annotated[int, *_number(2, 1_000_000)]
+BlockPages = Annotated[int, *_number(1, 448)]
+Entries = Annotated[int, *_number(0, 511)]
+Swappiness = Annotated[int, *_number(0, 200)]
+Percent = Annotated[int, *_number(1, 100)]
+ReportingOrder = Annotated[int, *_number(9, 10)]
+Batch = Annotated[int, *_number(1, 65536)]
+TicksPerSecond = Annotated[int, *_number(100, 1000)]
 
 
 def _real(low: float, high: float, *, open_ends: bool) -> BeforeValidator:
@@ -208,6 +256,9 @@ Share = Annotated[float, _real(0, 1, open_ends=False), _interval(0, 1, open_ends
 
 Part = Annotated[float, _real(0, 1, open_ends=True), _interval(0, 1, open_ends=True)]
 """More than 0, less than 1."""
+
+Ratio = Annotated[float, _real(1, 64, open_ends=False), _interval(1, 64, open_ends=False)]
+"""1 or more."""
 
 Exponent = Annotated[float, _real(0, 20, open_ends=True), _interval(0, 20, open_ends=True)]
 
@@ -262,6 +313,23 @@ HugePageSize = Annotated[
     WithJsonSchema({"type": "string", "enum": list(_PAGE_WORDS[1:])}),
 ]
 """Bytes of a page of a hugetlb pool: 2 MiB or 1 GiB."""
+
+BalloonPage = Annotated[
+    int,
+    one_of(*_PAGE_WORDS[:2], parse=units.parse_bytes),
+    _AS_SIZE,
+    WithJsonSchema({"type": "string", "enum": list(_PAGE_WORDS[:2])}),
+]
+"""Bytes of a page that a balloon takes: 4 KiB or 2 MiB."""
+
+_DEVICE_BLOCKS: Final = (*(f"{1 << n}MiB" for n in range(1, 10)), "1GiB")
+DeviceBlock = Annotated[
+    int,
+    one_of(*_DEVICE_BLOCKS, parse=units.parse_bytes),
+    _AS_SIZE,
+    WithJsonSchema({"type": "string", "enum": list(_DEVICE_BLOCKS)}),
+]
+"""Bytes of a block of virtio-mem: a power of two from 2 MiB to 1 GiB."""
 
 
 def _check_name(value: Any) -> str:

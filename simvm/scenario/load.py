@@ -291,9 +291,9 @@ def _validate(draft: _Draft) -> Scenario | None:
                 place = ("expect", *place[2:])
             faulty.add(place)
             if attempt == 0 and not _echo(place, draft.tree, details):
-                more, rule, fix = explain(detail)
-                value = draft.written.get(place, _lookup(draft.tree, (*place, *more)))
-                draft.refuse((*place, *more), shown(value), rule, fix)
+                rule, fix = explain(detail, tree)
+                value = draft.written.get(place, _lookup(draft.tree, place))
+                draft.refuse(place, shown(value), rule, fix)
             _stand_in(tree, place)
     if scenario is None:
         return None

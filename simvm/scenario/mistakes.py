@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from simvm.errors import did_you_mean
-from simvm.scenario.models import LATER_PATTERNS, PATTERNS, Scenario
+from simvm.scenario.base import chosen_by
+from simvm.scenario.models import Scenario
 from simvm.scenario.paths import keys_of, models_in
 
 Place = tuple[str, ...]
@@ -45,7 +46,7 @@ _NOT_MODELLED: Final = {
 
 
 def place_of(error: ErrorDetails, tree: Mapping[str, Any]) -> Place:
-    """Where an error stands: keys of the file, phases by name, without tags of unions."""
+    """Where an error stands: keys of the file, phases by name."""
     parts: list[str] = []
     at: Any = tree
     for part in error["loc"]:
@@ -56,68 +57,51 @@ def place_of(error: ErrorDetails, tree: Mapping[str, Any]) -> Place:
             at = item
         elif part == "[key]":
             continue
-        elif parts and parts[-1] == "pattern" and part in PATTERNS:
-            continue  # the tag of the union of patterns
         else:
             parts.append(str(part))
             at = at.get(part) if isinstance(at, Mapping) else None
     return tuple(parts)
 
 
-def explain(error: ErrorDetails) -> tuple[Place, str, str]:
-    """Further parts of the key (often none), the rule that is broken, and the fix."""
+def explain(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[str, str]:
+    """The rule that is broken, and the fix."""
     kind, context = error["type"], error.get("ctx", {})
     key = str(error["loc"][-1]) if error["loc"] else ""
     if kind == "mistake":
-        return (), str(context["rule"]), str(context["fix"])
+        return str(context["rule"]), str(context["fix"])
     if kind == "missing":
-        return (), "is required", f"add {_EXAMPLES.get(key, key)}"
+        return "is required", f"add {_EXAMPLES.get(key, key)}"
     if kind == "extra_forbidden":
-        return (), *_unknown(error)
-    if kind == "union_tag_invalid":
-        tag, listed = str(context.get("tag")), ", ".join(PATTERNS)
-        if tag in LATER_PATTERNS:
-            return ("kind",), "not modelled yet", f"use one of {listed}"
-        return ("kind",), f"must be one of {listed}", did_you_mean(tag, PATTERNS)
-    if kind == "union_tag_not_found":
-        return ("kind",), "is required", 'add kind = "uniform", or another pattern'
+        return _unknown(error, tree)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return (), "must be a table", f"write [{key}] or {key} = {{ ... }}"
+        return "must be a table", f"write [{key}] or {key} = {{ ... }}"
     if kind in ("tuple_type", "list_type"):
-        return (), "must be a list of tables", f"write [[{'.'.join(map(str, error['loc']))}]]"
+        return "must be a list of tables", f"write [[{'.'.join(map(str, error['loc']))}]]"
     if kind == "too_short":
-        return (), "must not be empty", f"add {_EXAMPLES.get(key, key)}"
-    return (), error["msg"], "correct the value"
+        return "must not be empty", f"add {_EXAMPLES.get(key, key)}"
+    return error["msg"], "correct the value"
 
 
-def _unknown(error: ErrorDetails) -> tuple[str, str]:
+def _unknown(error: ErrorDetails, tree: Mapping[str, Any]) -> tuple[str, str]:
     loc = tuple(str(part) for part in error["loc"])
     if loc in _NOT_MODELLED:
         return _NOT_MODELLED[loc]
-    return "no such key here", did_you_mean(loc[-1], sorted(keys_of(_models_at(loc[:-1]))))
+    known = keys_of(_models_at(error["loc"][:-1], tree))
+    return "no such key here", did_you_mean(loc[-1], sorted(known))
 
 
-def _models_at(loc: Place) -> list[type[BaseModel]]:
-    """The models that a table at `loc` may be."""
+def _models_at(loc: tuple[int | str, ...], tree: Any) -> list[type[BaseModel]]:
+    """The models that the table at `loc` may be, by the words that stand in it."""
     models: list[type[BaseModel]] = [Scenario]
     named = False
     for part in loc:
+        tree = tree[part]
         if named:  # the name of a class, the number of a phase
             named = False
             continue
-        tagged = [model for model in models if _kind(model) == part]
-        if tagged:
-            models = tagged
-            continue
-        annotation = keys_of(models).get(part)
-        models = models_in(annotation)
+        models = models_in(keys_of(models).get(str(part)))
         named = part in ("guest", "workload")
-    return models
-
-
-def _kind(model: type[BaseModel]) -> object:
-    field = model.model_fields.get("kind")
-    return field.default if field is not None else None
+    return [model for model in models if chosen_by(tree, model)] or models
 
 
 def shown(value: Any) -> str:

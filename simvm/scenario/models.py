@@ -5,20 +5,16 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 ``guest`` (`guests`) and ``variant`` (`variants`). Each model checks what it can
 see by itself; `simvm.scenario.check` holds the rules between them.
 
-Left out, and refused where a file asks for it: sampled fidelity, several NUMA
-nodes, hotplug, channels other than passthrough, reclaim policies
-other than lru.
+Left out, and refused where a file asks for it: sampled fidelity, several NUMA nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
@@ -31,7 +27,15 @@ from pydantic_core import InitErrorDetails
 from simvm import units
 from simvm.hardware import format_cost, parse_cost
 from simvm.scenario import fields as f
+from simvm.scenario.backing import Defrag, Fragmentation, Khugepaged
+from simvm.scenario.base import Model, choice
+from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
+from simvm.scenario.guest_memory import GuestMemoryKeys
+from simvm.scenario.ksm import Ksm
+from simvm.scenario.passthrough import Operations
+from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
+from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
 from simvm.units import UnitError
 
 SCHEMA_VERSION: Final = 1
@@ -42,15 +46,6 @@ BUILTIN_TRACE: Final = "builtin"
 MAX_CLASSES: Final = 1000
 MAX_PHASES: Final = 1000
 MAX_VARIANTS: Final = 200
-
-
-class Model(BaseModel):
-    """What all parts of a scenario share: immutable, no unknown keys, described by docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_by_name=True,
-        validate_by_alias=True,
-    )  # fmt: skip
 
 
 # --- patterns ---------------------------------------------------------------------------
@@ -133,13 +128,15 @@ AnyPattern = (
     | DriftingPattern
     | TracePattern
 )
-PATTERNS: Final[tuple[str, ...]] = (
-    "uniform", "zipf", "sequential", "strided", "pointer_chase", "hot_cold", "drifting", "trace",
-)  # fmt: skip
+
 LATER_PATTERNS: Final = ("mix", "usage")
 """Patterns that are not modelled yet."""
 
-Pattern = Annotated[AnyPattern, Field(discriminator="kind")]
+Pattern = Annotated[
+    AnyPattern,
+    Field(discriminator="kind"),
+    choice("kind", *get_args(AnyPattern), later=LATER_PATTERNS),
+]
 
 
 # --- workload ---------------------------------------------------------------------------
@@ -160,6 +157,8 @@ class Phase(Model):
     """vCPUs it runs on."""
     allocate: f.PageMultiple | None = None
     """Size of the region that this phase makes; without it, the region is an earlier phase's."""
+    hugetlb: f.HugePageSize | None = None
+    """The region that it makes takes huge pages from the guest's pool of this size."""
     pattern: Pattern | None = None
     accesses: f.Count | None = None
     """Closed loop: accesses of one guest, split over its threads."""
@@ -179,6 +178,10 @@ class Phase(Model):
     """Whether the phase counts in the headline slowdown."""
     free: f.Free = "none"
     """What the guest frees at the phase's end: none, all, or a size, from the region's end."""
+    hints_before: Operations = ()
+    """Passthrough: what the guest asks for the region's memory as the phase begins, in order."""
+    hints_after: Operations = ()
+    """The same after the accesses and before `free`."""
     repeat: f.Repeats = 1
     every: f.Duration | None = None
     """From the start of one repetition to the start of the next."""
@@ -192,25 +195,13 @@ class Phase(Model):
 # --- guests -----------------------------------------------------------------------------
 
 
-class Channel(Model):
-    """How guests of a class tell the host what they no longer need."""
-
-    kind: Annotated[
-        Literal["none", "passthrough"],
-        one_of(
-            "none", "passthrough",
-            later=("balloon", "free_page_reporting", "virtio_mem", "shared_allocator"),
-        ),
-    ] = "none"  # fmt: skip
-
-
-class GuestClass(Model):
+class GuestClass(GuestMemoryKeys):
     """A class of guests, all alike."""
 
     count: f.Guests = 1
     memory: f.BlockMultiple
     memory_max: f.BlockMultiple
-    """More than memory would be hotplug, which is not modelled; by default memory."""
+    """What virtio_mem can plug the guest up to; by default memory."""
     vcpus: f.Vcpus = 1
     boot: f.PageMultipleOrZero = 0
     """Backed by the boot itself, beside struct pages. 0 leaves it out, which errs low."""
@@ -230,7 +221,11 @@ class GuestClass(Model):
     """shadow: no SLAT, the host shadows guest tables; none: a container on the same host."""
     table_levels: f.Levels | None = None
     """Levels of the guest's page tables (of a container: of its page table)."""
-    channel: Channel = Channel()
+    channel: AnyChannel = NoChannelSettings()
+    content: Content = Content()
+    memcg: Memcg | None = None
+    mergeable: f.Flag = False
+    """Whether `host.ksm` may merge the pages of these guests, as under MADV_MERGEABLE."""
     workload: tuple[Phase, ...] = Field(default=(), max_length=MAX_PHASES)
 
     @property
@@ -271,35 +266,6 @@ def with_names(phases: Any) -> list[Any]:
 
 
 # --- host -------------------------------------------------------------------------------
-
-
-class Reclaim(Model):
-    """How the host takes memory back."""
-
-    policy: Annotated[
-        Literal["none", "lru"], one_of("none", "lru", later=("mglru", "damon"))
-    ] = "lru"
-    watermark_scale_factor: f.ScaleFactor = 10
-    """Distance between the watermarks, in ten-thousandths of memory (Linux mm/page_alloc.c)."""
-    min_free: f.PageMultiple | None = None
-    """The min watermark; by default what Linux computes from the size of memory."""
-    aging_flush: Annotated[Literal["elide", "flush"], one_of("elide", "flush")] = "elide"
-    """Whether clearing A flushes TLBs; KVM on x86 elides that."""
-
-
-class Swap(Model):
-    """The swap device. What is None comes from the cost set."""
-
-    device: Annotated[
-        Literal["none", "nvme"], one_of("none", "nvme", later=("zram", "zswap", "cxl"))
-    ] = "none"
-    size: f.PageMultipleOrZero = 0
-    latency: f.Duration | None = None
-    """Of one 4 KiB read."""
-    parallelism: f.Parallelism | None = None
-    """Requests that the device serves at once."""
-    bandwidth: f.Size | None = None
-    """Bytes a second."""
 
 
 class Hugetlb(Model):
@@ -357,8 +323,8 @@ class Host(Model):
         Literal["anon", "memfd", "hugetlb"], one_of("anon", "memfd", "hugetlb")
     ] = "anon"
     fault_path: Annotated[
-        Literal["kernel", "userfaultfd"],
-        one_of("kernel", "userfaultfd", later=("exit_to_userspace",)),
+        Literal["kernel", "userfaultfd", "exit_to_userspace"],
+        one_of("kernel", "userfaultfd", "exit_to_userspace"),
     ] = "kernel"
     fault_workers: f.Workers = 1
     """Threads behind the queue of userfaultfd."""
@@ -370,13 +336,31 @@ class Host(Model):
     """TLB entries bear their guest's tag (VPID, ASID, VMID); false: each VM entry drops all."""
     invalidation: Annotated[Literal["guest", "range"], one_of("guest", "range")] = "guest"
     """What a change of the SLAT drops: all of the guest, as on x86, or the range, as newer Arm."""
-    reclaim: Reclaim = Reclaim()
-    swap: Swap = Swap()
+    reclaim: Reclaim = LruReclaim()
+    swap: Swap = NoSwap()
+    ksm: Ksm | None = None
     hugetlb: Hugetlb | None = None
+    defrag: Defrag = "never"
+    """What a fault of 2 MiB does when no block is free: back 4 KiB, compact, or wake kcompactd."""
+    khugepaged: Khugepaged | None = None
+    fragmentation: Fragmentation | None = None
+    max_map_count: f.Maps = 65_530
+    """Ranges (VMAs) that a VMM's mapping may have; Linux vm.max_map_count."""
     kernel_reserved: f.PageMultipleOrZero = 256 * units.MIB
     """Memory of the host's kernel and services beside struct pages; a rough figure (0 to 2 GiB)."""
     costs: Costs = Field(default_factory=dict)
     """Cost parameters that differ from the shipped ones, by name."""
+
+    @property
+    def tier_bytes(self) -> int:
+        """Slower memory beside RAM whose pages guests use where they lie."""
+        in_place = isinstance(self.swap, CxlSwap) and self.swap.access == "in_place"
+        return self.swap.size if in_place and isinstance(self.swap, CxlSwap) else 0
+
+    @property
+    def exact_flushes(self) -> bool:
+        """Whether TLB entries must know their guest-physical address: ksmd clears single D bits."""
+        return self.invalidation == "range" or self.ksm is not None
 
 
 # --- the whole --------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Keys of the scenario's tables, joined by dots; a class of guests and a phase stand
 under their names. It serves ``--set`` and ``[variant]``, and with the summary's
 names in place of the scenario's, ``[expect]``. A path changes a value, or a small
-table such as ``host.swap`` as a whole; it never makes a class or a phase.
+table such as ``host.swap`` as a whole; it never makes a class or a phase. Where a word
+says which keys a table has (``kind`` of a channel), another word drops those that it has not.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Annotated, Any, Final, get_args, get_origin
 
 from pydantic import BaseModel
 
-from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, VALUE_NAMES
+from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES, VALUE_NAMES
 from simvm.errors import did_you_mean
+from simvm.scenario.base import words_of
+from simvm.scenario.channels import ChannelSettings
 from simvm.scenario.fields import NAME
 from simvm.scenario.models import GuestClass, Host, Meta, Phase
 
@@ -24,7 +27,7 @@ _MAX_PARTS: Final = 12
 
 SUMMARY_ONLY: Final = (
     "loads_per_walk", "cycles_per_walk", "tlb_misses_per_kaccess", "peaks", "means", "totals",
-    "final", "count", "memory_bytes", "slowdown_percentiles",
+    "final", "count", "memory_bytes", "slowdown_percentiles", "refault_distance",
 )  # fmt: skip
 """What the summary of a host or class holds beside the columns of the timeline."""
 
@@ -87,6 +90,8 @@ def _value(text: str) -> Any:
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The models that a type is made of, such as the patterns in ``Pattern | None``."""
+    if annotation is ChannelSettings:
+        return [*ChannelSettings.kinds.values()]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is Annotated:
@@ -122,9 +127,13 @@ def assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             table, models, rest = _phase(table, rest), [Phase], rest[2:]
             continue
         if len(rest) == 1:
+            chosen = [model for model in models if words_of(model).get(key) == value]
+            if chosen and len(models) > 1:
+                for other in table.keys() - keys_of(chosen).keys():
+                    del table[other]
             table[key] = value
             return
-        if not below and get_origin(known[key]) is not dict:
+        if not below and not _has_keys(known[key]):
             raise PathError(f"{key!r} is a value and has nothing below it", "end the path there")
         table = _table(table, key)
         if not below:
@@ -133,6 +142,11 @@ def assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             table[rest[1]] = value
             return
         models, rest = below, rest[1:]
+
+
+def _has_keys(annotation: Any) -> bool:
+    """Whether values of a type are tables of keys of any name, such as costs, or may be."""
+    return get_origin(annotation) is dict or any(map(_has_keys, get_args(annotation)))
 
 
 def _enter(
@@ -189,6 +203,7 @@ def check_summary_path(path: tuple[str, ...], tree: Mapping[str, Any]) -> None:
     known_names = {
         *VALUE_NAMES,
         *(f"{prefix}_{name}" for prefix in ("peak", "mean") for name in GAUGE_NAMES),
+        *(f"peak_{name}" for name in PRESSURE_NAMES),
         *SUMMARY_ONLY,
     }
     if path[0] == "guest":

@@ -1,7 +1,8 @@
 """Compares what the simulator does with what is published: figures, and laws with their inputs.
 
 Each check takes one table of `data/published.toml`, runs the parts of the simulator that the
-table speaks of, and gives a row for each figure. A miss is reported as openly as a hit.
+table speaks of, and gives a row for each figure. A miss is reported as openly as a hit. What a
+whole simulation has to answer is a scenario in `data/scenarios` (`scenarios.run`).
 Adding a check means a module with a function that yields rows, a table, and one line here.
 """
 
@@ -15,9 +16,9 @@ from typing import Any, Final
 
 from simvm.core_check import load_core
 from simvm.errors import UsageError, did_you_mean
-from simvm.validation.rows import Check, Published
+from simvm.validation.rows import Check, Published, counts, headline
 
-__all__ = ["CHECKS", "Progress", "published", "run"]
+__all__ = ["CHECKS", "Progress", "counts", "headline", "published", "run"]
 
 Progress = Callable[[str, int, int], None]
 """Told before each check, and at the end: its name, checks done, checks in all."""
@@ -40,6 +41,11 @@ CHECKS: Final[Mapping[str, tuple[str, str]]] = {
     "working_set": ("working_sets", "working_set_rows"),
     "fault_queue": ("queueing", "open_rows"),
     "closed_queue": ("queueing", "closed_rows"),
+    "backing_time": ("backing", "fault_rows"),
+    "zeroing_once": ("zeroing", "saving_rows"),
+    "demand_fault_scaling": ("demand_faults", "scaling_rows"),
+    "resize": ("resize", "reclaim_rows"),
+    "write_free_staggered": ("staggered", "series_rows"),
 }
 """The module and function of each check, by its table in the data."""
 
@@ -73,8 +79,11 @@ def run(
     list of dict
         ``target``, ``published``, ``simulated``, ``error`` (simulated less published, a
         share of it where ``measure`` is ``"relative"``), ``tolerance``, ``within``,
-        ``source``, ``class``: ``"identity"``, ``"calibrated"`` or ``"predicted"``, and
-        ``note``: what explains a known difference.
+        ``source``, ``class``: ``"identity"``, ``"calibrated"`` or ``"predicted"``,
+        ``inputs``: what the simulated side depends on, and ``note``: what explains a known
+        difference. Of an order both sides are texts such as ``"a > b"``, ``tolerance`` is
+        ``"direction"`` and ``error`` the number of pairs (``measure`` is ``"pairs"``) that
+        stand otherwise.
 
     Raises
     ------

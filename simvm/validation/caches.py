@@ -18,7 +18,7 @@ from simvm.hardware import load_cpu, names
 from simvm.hardware.geometry import PAGE, MmuGeometry, TlbArray
 from simvm.validation.laws import Probabilities, set_lru_hits, zipf
 from simvm.validation.machine import Machine
-from simvm.validation.rows import Published, Row, sized
+from simvm.validation.rows import Published, Row, basis, sized
 from simvm.workload.patterns import random_bits, scatter_multiplier, zipf_slots
 
 _ACCESSES = 2_000_000
@@ -34,8 +34,7 @@ def hit_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row
         hits = _hits(core, geometry, pages, entries, stream, full)
         name = f"{_pattern(row['zipf'])}, {pages} pages, {entries} entries"
         target = f"{policy.upper()} hit ratio, {name}"
-        source, tolerance = published["source"], published["tolerance"]
-        yield Row(target, row["hits"], hits, tolerance, "absolute", source, "predicted")
+        yield Row(target, row["hits"], hits, basis(published, row))
 
 
 def set_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
@@ -58,8 +57,8 @@ def set_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row
             expected = set_lru_hits(_by_page(pages, exponent), entries // ways, ways)
             shape = f"{entries} entries of {ways} ways"
             target = f"LRU hit ratio, {_pattern(exponent)}, {pages} pages, L2 of {cpu}, {shape}"
-            source, tolerance = published["source"], published["tolerance"]
-            yield Row(target, expected, hits, tolerance, "absolute", source, "predicted")
+            stands_on = basis(published, row, inputs=[f"cpu.{cpu}.l2"])
+            yield Row(target, expected, hits, stands_on)
 
 
 def _pattern(exponent: float) -> str:

@@ -12,6 +12,7 @@ there the readable twin counts the same accesses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import sqrt
 from types import ModuleType
 from typing import Any, Final
@@ -24,7 +25,7 @@ from simvm.hardware import load_cpu, names
 from simvm.hardware.geometry import ORDER_BYTES, ORDER_NAMES, MmuGeometry
 from simvm.units import GIB, MIB, parse_bytes
 from simvm.validation.machine import REGION_BASE, Machine
-from simvm.validation.rows import EXACT, Published, Row, sized
+from simvm.validation.rows import Published, Row, basis, sized
 from simvm.workload.patterns import random_bits
 
 _WARMUP_PER_ENTRY = 20
@@ -51,14 +52,13 @@ def hit_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row
             counts = machine.counted(vcpu, stream, accesses)
             share = (counts["l1_hits"] + counts["l2_hits"]) / counts["accesses"]
             law = entries / pages
+            stands_on = basis(published, row, inputs=[f"cpu.{cpu}.l1_load", f"cpu.{cpu}.l2"])
             if "standard_errors" in row:
-                tolerance = row["standard_errors"] * sqrt(law * (1 - law) / accesses) / law
-            else:
-                tolerance = row["tolerance"]
+                deviation = sqrt(law * (1 - law) / accesses) / law
+                stands_on = replace(stands_on, tolerance=row["standard_errors"] * deviation)
             mapping = f"native {row['page']}" if order == 0 else f"{row['page']}+{row['page']}"
             target = f"GUPS hit share, {published['footprint']} in {mapping}, {cpu}"
-            source = published["source"]
-            yield Row(target, law, share, tolerance, "relative", source, "predicted")
+            yield Row(target, law, share, stands_on)
 
 
 def twin_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
@@ -72,7 +72,8 @@ def twin_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Ro
             mine = _share(core, lambda base: core.BlockAllocator(4 * MIB, base), geometry, offsets)
             twin = _share(reference, reference.BumpAllocator, geometry, offsets)
             target = f"GUPS hit share, {published['footprint']} in 1GiB+1GiB, {cpu}"
-            yield Row(target, twin, mine, EXACT, "absolute", published["source"], "identity")
+            stands_on = basis(published, row, inputs=[f"cpu.{cpu}.l1_load", f"cpu.{cpu}.l2"])
+            yield Row(target, twin, mine, stands_on)
 
 
 def second_level_entries(geometry: MmuGeometry, order: int) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simvm.hardware.geometry import PAGE, MmuGeometry, TlbArray
 from simvm.validation.machine import Machine
-from simvm.validation.rows import EXACT, Published, Row
+from simvm.validation.rows import Published, Row, basis
 
 
 def miss_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
@@ -27,8 +27,7 @@ def miss_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Ro
         for level, expected, found in zip(("l1", "l2"), row["misses"], counted, strict=True):
             entries, ways = row[level]
             target = f"{level.upper()} misses, {entries} entries of {ways} ways, LRU, {name}"
-            source = published["source"]
-            yield Row(target, expected, found, EXACT, "absolute", source, "identity")
+            yield Row(target, expected, found, basis(published, row))
 
 
 def misses(

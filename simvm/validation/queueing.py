@@ -17,13 +17,12 @@ import numpy as np
 from simvm.model.fault_arrivals import closed_waits, open_waits
 from simvm.units import SECOND
 from simvm.validation.laws import closed_wait, md1_wait, mmc_wait
-from simvm.validation.rows import Published, Row, sized
+from simvm.validation.rows import Published, Row, basis, sized
 
 
 def open_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """Mean wait in µs; a fifth of the faults when not at full size."""
-    service_ns, source = published["service_ns"], published["source"]
-    tolerance = published["tolerance"]
+    service_ns = published["service_ns"]
     for number, row in enumerate(published["rows"]):
         rate, workers = row["per_s"], row["workers"]
         constant = row["service"] == "constant"
@@ -38,13 +37,12 @@ def open_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Ro
         kendall = f"M/{'D' if constant else 'M'}/{workers}"
         target = f"fault wait in us, {kendall}, {service_ns} ns, {rate}/s"
         mean = sum(waits) / len(waits) / 1000
-        yield Row(target, expected, mean, tolerance, "relative", source, "predicted")
+        yield Row(target, expected, mean, basis(published, row))
 
 
 def closed_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """Mean wait in µs with one worker; a fifth of the faults when not at full size."""
-    service_ns, source = published["service_ns"], published["source"]
-    tolerance = published["tolerance"]
+    service_ns = published["service_ns"]
     for number, row in enumerate(published["rows"]):
         think_ns, vcpus = row["think_ns"], row["vcpus"]
         count = sized(full, row["faults"]) // vcpus
@@ -61,7 +59,7 @@ def closed_rows(core: ModuleType, published: Published, full: bool) -> Iterator[
         expected = closed_wait(vcpus, think_ns, service_ns) / 1000
         target = f"fault wait in us, {vcpus} vCPUs that think {think_ns} ns, {service_ns} ns"
         mean = sum(waits) / len(waits) / 1000
-        yield Row(target, expected, mean, tolerance, "relative", source, "predicted")
+        yield Row(target, expected, mean, basis(published, row))
 
 
 def _exponential(rng: np.random.Generator, mean: float, count: int) -> list[int]:

@@ -9,7 +9,7 @@ from simvm.hardware.geometry import ORDER_BYTES, ORDER_NAMES, MmuGeometry
 from simvm.units import parse_bytes
 from simvm.validation.laws import first_touches
 from simvm.validation.machine import Machine
-from simvm.validation.rows import Published, Row
+from simvm.validation.rows import Published, Row, basis
 from simvm.workload.patterns import random_bits
 
 
@@ -23,13 +23,13 @@ def touch_rows(core: ModuleType, published: Published, full: bool) -> Iterator[R
         vcpu = machine.vcpu(MmuGeometry.bare())
         stream = core.Stream.uniform(random_bits(number, "first touch"), size)
         machine.run(vcpu, stream, accesses)
-        source, tolerance = published["source"], published["tolerance"]
+        stands_on = basis(published, row)
         expected = first_touches(pages, accesses)
         name = f"{row['page']} pages of {row['footprint']}, {accesses} uniform accesses"
         if order == 0:
             touched = machine.touched_pages
             target = f"touched {name}"
-            yield Row(target, expected, touched, tolerance, "relative", source, "predicted")
+            yield Row(target, expected, touched, stands_on)
         backed = machine.backed_pages[order]
         target = f"backed {name}"
-        yield Row(target, expected, backed, tolerance, "relative", source, "predicted")
+        yield Row(target, expected, backed, stands_on)

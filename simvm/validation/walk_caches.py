@@ -17,7 +17,7 @@ from simvm.hardware import load_cpu
 from simvm.hardware.geometry import PAGE, MmuGeometry, NestedTlb
 from simvm.units import parse_bytes
 from simvm.validation.machine import Machine
-from simvm.validation.rows import Published, Row, sized
+from simvm.validation.rows import Published, Row, basis, sized
 from simvm.workload.patterns import random_bits, zipf_slots
 from simvm.workload.trace import builtin_trace, open_trace
 
@@ -33,7 +33,6 @@ def load_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Ro
     `random` is uniform; `skewed` is Zipf with the popular pages side by side; `program` is the
     recorded trace that is shipped, once through.
     """
-    source, tolerance = published["source"], published["tolerance"]
     machines: dict[tuple[str, str], Machine] = {}
     for row in published["rows"]:
         name = f"{row['workload']} {row['footprint']}" if "footprint" in row else row["workload"]
@@ -47,9 +46,10 @@ def load_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Ro
             loads = _loads_per_walk(core, machines[name, mode], geometry, row, full)
             target = f"loads per walk, {name}, {mode}, {cpu}"
             note = published["notes"][row["note"]]
-            yield Row(
-                target, published[mode], loads, tolerance, "relative", source, "predicted", note
+            stands_on = basis(
+                published, row, inputs=[f"cpu.{row['cpu']}.{key}" for key in published["parts"]]
             )
+            yield Row(target, published[mode], loads, stands_on, note)
 
 
 def _with_nested_tlb(geometry: MmuGeometry, entries: int) -> MmuGeometry:

@@ -8,14 +8,15 @@ from typing import Any
 
 from simvm.hardware.formats import FORMATS
 from simvm.units import parse_bytes
-from simvm.validation.rows import EXACT, Published, Row
+from simvm.validation.rows import Basis, Published, Row, basis
 from simvm.walk import walk
 
 _FORMATS = ("guest_format", "host_format")
 
 
 def _walk(row: Any) -> dict[str, Any]:
-    question = {key: row[key] for key in ("host", *_FORMATS, "contiguous") if key in row}
+    keys = ("host", "guest_table_host", *_FORMATS, "contiguous")
+    question = {key: row[key] for key in keys if key in row}
     levels = row.get("levels")
     if "guest" not in row:
         return walk(guest=None, host_levels=levels, virtualization="none", **question)
@@ -27,26 +28,25 @@ def _name(row: Any) -> str:
     hint = f", contiguous in {row['contiguous']}" if "contiguous" in row else ""
     formats = f", {row['guest_format']} over {row['host_format']}" if "host_format" in row else ""
     sizes = f"{row['guest']}+{row['host']}" if "guest" in row else f"native {row['host']}"
-    return f"{sizes}{levels}{formats}{hint}"
+    tables = f", guest tables in {row['guest_table_host']}" if "guest_table_host" in row else ""
+    return f"{sizes}{tables}{levels}{formats}{hint}"
 
 
-def _source(row: Any, published: Published) -> str:
-    """Of the formula, and of the formats."""
+def _basis(row: Any, published: Published) -> Basis:
+    """The formats have sources of their own."""
     formats = (FORMATS[row[key]].source for key in _FORMATS if key in row)
-    return "; ".join(dict.fromkeys((published["source"], *formats)))
+    return basis(published, row, source="; ".join(dict.fromkeys(formats)))
 
 
 def load_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """The number of loads; all sizes are full."""
     for row in published["rows"]:
-        target, source = f"walk loads, {_name(row)}", _source(row, published)
         loads = _walk(row)["loads"]
-        yield Row(target, row["loads"], loads, EXACT, "absolute", source, "identity")
+        yield Row(f"walk loads, {_name(row)}", row["loads"], loads, _basis(row, published))
 
 
 def entry_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """Bytes that one TLB entry covers; all sizes are full."""
     for row in published["rows"]:
-        target, source = f"TLB entry bytes, {_name(row)}", _source(row, published)
-        entry = parse_bytes(_walk(row)["tlb_entry"])
-        yield Row(target, parse_bytes(row["entry"]), entry, EXACT, "absolute", source, "identity")
+        entry, expected = parse_bytes(_walk(row)["tlb_entry"]), parse_bytes(row["entry"])
+        yield Row(f"TLB entry bytes, {_name(row)}", expected, entry, _basis(row, published))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from simvm.hardware.geometry import PAGE, MmuGeometry
 from simvm.validation.laws import working_set, working_set_misses, zipf
 from simvm.validation.machine import Machine
-from simvm.validation.rows import Published, Row, sized
+from simvm.validation.rows import Published, Row, basis, sized
 from simvm.workload.patterns import random_bits, scatter_multiplier, zipf_slots
 
 _ACCESSES = 2_000_000
@@ -24,7 +24,6 @@ _ACCESSES = 2_000_000
 
 def working_set_rows(core: ModuleType, published: Published, full: bool) -> Iterator[Row]:
     """A fifth of the accesses when not at full size."""
-    source = published["source"]
     accesses = sized(full, _ACCESSES)
     for number, row in enumerate(published["rows"]):
         pages, window, exponent = row["pages"], row["window"], row["zipf"]
@@ -34,15 +33,13 @@ def working_set_rows(core: ModuleType, published: Published, full: bool) -> Iter
         stream = _stream(core, pages, exponent, number, "size")
         size = _mean_touched(core, stream, pages, window, accesses)
         target, expected = f"working set in pages, {name}", working_set(p, window)
-        tolerance = published["size_tolerance"]
-        yield Row(target, expected, size, tolerance, "relative", source, "predicted")
+        yield Row(target, expected, size, basis(published, row))
 
         stream = _stream(core, pages, exponent, number, "misses")
         drawn = stream.take(accesses) >> np.uint64(13)
         target, expected = f"working-set miss rate, {name}", working_set_misses(p, window)
-        tolerance = published["miss_tolerance"]
         misses = _miss_rate(drawn, window)
-        yield Row(target, expected, misses, tolerance, "absolute", source, "predicted")
+        yield Row(target, expected, misses, basis(published, row))
 
 
 def _stream(core: ModuleType, pages: int, exponent: float, number: int, label: str) -> Any:
