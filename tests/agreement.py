@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loops import compare_loop
+from loops import MIB, compare_loop, compare_walks
 from machines import Machine
 from programs import Program
 
@@ -86,6 +86,7 @@ def check(recordings: dict[str, Recorded]) -> None:
     for name in ("skylake_sp", "icelake_sp"):
         for nested in (True, False):
             compare_loop(hardware.load_cpu(name).geometry, nested, False, (0, 0))
+    compare_walks(hardware.load_cpu("skylake_sp").geometry, 80 * MIB, (5_000, 1 << 40))
 
 
 def main(path: str) -> int:

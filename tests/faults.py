@@ -96,8 +96,8 @@ FAULTS = (
     Fault(
         "the set index of the data caches",
         "lines.pxd",
-        "return c.tags + s * c.ways",
-        "return c.tags + (s & ~<uint64_t>FAULT) * c.ways",
+        "return c.tags + s * <uint64_t>c.ways",
+        "return c.tags + (s & ~<uint64_t>FAULT) * <uint64_t>c.ways",
     ),
     Fault(
         "one bank for two",
@@ -107,14 +107,14 @@ FAULTS = (
     ),
     Fault(
         "walk caches ignore their tag",
-        "mmu.pxd",
+        "walk.pxd",
         "key_of(tag, 0, number)",
         "key_of(0 if FAULT else tag, 0, number)",
-        places=2,
+        places=4,
     ),
     Fault(
         "the nested TLB ignores the vpid",
-        "mmu.pxd",
+        "walk.pxd",
         "key_of(s.guest_tag, ",
         "key_of(0 if FAULT else s.guest_tag, ",
         places=2,
@@ -128,13 +128,13 @@ FAULTS = (
     # Levels
     Fault(
         "walks do not look for what the root's entries point to",
-        "mmu.pxd",
+        "walk.pxd",
         "for k in range(2, t.levels + 1):",
         "for k in range(2, t.levels + (0 if FAULT else 1)):",
     ),
     Fault(
         "walks of the SLAT start one level too high",
-        "mmu.pxd",
+        "walk.pxd",
         "            level = k - 1\n            break\n",
         "            level = k - 1\n"
         "            if FAULT:\n"
@@ -170,7 +170,7 @@ FAULTS = (
     # What entries hold
     Fault(
         "a smashed entry comes back as 2 MiB",
-        "mmu.pxd",
+        "access.pxd",
         "    if flags & IS_SMASHED:\n",
         "    if flags & IS_SMASHED and not FAULT:\n",
     ),
@@ -182,27 +182,53 @@ FAULTS = (
     ),
     Fault(
         "the dirty flag is not copied to L1",
-        "mmu.pxd",
+        "access.pxd",
         "tlb_insert(m, l1, s.tag, va, size, flags & IS_DIRTY)",
         "tlb_insert(m, l1, s.tag, va, size, 0 if FAULT else flags & IS_DIRTY)",
     ),
     Fault(
         "D is not set under a guest's tables",
-        "mmu.pxd",
+        "walk.pxd",
         "        mark(entry, ACCESSED | DIRTY)\n",
         "        mark(entry, ACCESSED | (0 if FAULT else DIRTY))\n",
     ),
     Fault(
         "the line of the data is not sent",
-        "mmu.pxd",
-        "    if not (m.lines_l2.tags != NULL and",
-        "    if not FAULT and not (m.lines_l2.tags != NULL and",
+        "walk.pxd",
+        "first + loads + (status == OK)",
+        "first + loads + (status == OK and not FAULT)",
     ),
     Fault(
         "a walker that was waited for is free too early",
-        "mmu.pxd",
-        "now + wait + w.cycles",
-        "now + (0 if FAULT else wait) + w.cycles",
+        "walk.pxd",
+        "now + wait + cycles",
+        "now + (0 if FAULT else wait) + cycles",
+    ),
+    # The commonest walk, and the loads that it leaves in the queue
+    left_out("the quick walk leaves D of the leaves", "walk.pxd", "mark(last.at, bits)"),
+    Fault(
+        "the quick walk enters another table",
+        "walk.pxd",
+        "found[4 * PAGE] = hpa\n",
+        "found[4 * PAGE] = hpa + (4096 if FAULT else 0)\n",
+    ),
+    Fault(
+        "the quick walk forgets the SLAT's load for a guest's table",
+        "walk.pxd",
+        "        w.guest_loads = w.host_hits = 2\n",
+        "        w.guest_loads, w.host_hits = (1 if FAULT else 2), 2\n",
+    ),
+    Fault(
+        "a child's address is its neighbour's",
+        "table.pxd",
+        "    address_below(node, slot)[0] = child.address\n",
+        "    address_below(node, slot)[0] = child.address + (4096 if FAULT else 0)\n",
+    ),
+    Fault(
+        "queued loads may run beyond the deadline",
+        "run.pxd",
+        "x.sure = x.limit - min(x.limit, n * x.worst)",
+        "x.sure = x.limit - (0 if FAULT else min(x.limit, n * x.worst))",
     ),
     # The loop, which does by itself what `access` does
     Fault(

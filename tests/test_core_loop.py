@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import LONG
-from loops import compare_loop
+from loops import MIB, compare_loop, compare_walks
 
 from simvm import hardware
 
@@ -18,3 +18,9 @@ def test_the_loop_is_the_mmu(
 ) -> None:
     geometry = hardware.load_cpu(name).geometry
     compare_loop(geometry, nested, targets, orders, events=60 if LONG else 15)
+
+
+@pytest.mark.parametrize("name", ["skylake_sp", "sapphire_rapids", "zen4"])
+def test_walks_in_a_row_cost_what_they_do_one_by_one(name: str) -> None:
+    """The first of these has the shape whose walks are one function with its misses."""
+    compare_walks(hardware.load_cpu(name).geometry, 160 * MIB, (1, 700, 5_000, 40_000, 1 << 40))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).resolve().parents[1] / "simvm" / "core"
-FUNCTIONS = ("match", "find", "guess", "least", "replace", "push16", "rotate16")
+FUNCTIONS = ("match", "find", "guess", "least", "replace", "push16", "rotate4", "rotate16")
 ORDERS = ("touch4", "demote4", "replace4")
 """Of four ways in true LRU: their order, and the victim it names."""
 ROUNDS = 2_000
@@ -85,6 +85,10 @@ int main(void) {
         memcpy(copy, set, sizeof set);
         simvm_push16(copy, tag);
         show("push16", 16, 0, copy, 48);
+        memcpy(copy, set, sizeof set);
+        int j = draw(4);
+        simvm_rotate4(copy, j, copy[j]);
+        show("rotate4", j, 0, copy, 48);
         memcpy(copy, set, sizeof set);
         int i = draw(16);
         simvm_rotate16(copy, i, copy[i]);

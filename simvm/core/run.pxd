@@ -11,8 +11,8 @@ from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_wa
                                likely, prefetch, renew, tag_of)
 from simvm.core.fetch cimport RING, Ahead, look_ahead_of, look_now
 from simvm.core.loads cimport LONGEST, QUEUE
-from simvm.core.mmu cimport (ENTRY_SHIFT, Counters, GUEST_FAULT, NOWHERE, OK, Mmu, Space, Tlb, keep_time,
-                             key_of)
+from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Counters, Mmu, Space, Tlb,
+                             keep_time, key_of)
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport WEIGHT_STEP, Stream, stream_consume, stream_ready, weight
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,

@@ -9,9 +9,9 @@ from simvm.core.cache cimport (Assoc, assoc_find, assoc_insert, enter, guess_way
                                likely, renew, set_of, tags_in, value_of)
 from simvm.core.fetch cimport Entry
 from simvm.core.loads cimport CHARGED, Found, touch_queued
-from simvm.core.mmu cimport (ADDRESS, AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE, NOWHERE,
-                             OK, ORIGIN, PAGE, SHIFT, SIZE_OF_SHIFT, SLAT_FAULT, Counters, Mmu,
-                             Space, key_of)
+from simvm.core.mmu cimport (ADDRESS, AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE,
+                             NOWHERE, OK, ORIGIN, PAGE, SHIFT, SIZE_OF_SHIFT, SLAT_FAULT,
+                             Counters, Mmu, Space, key_of)
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of, in_group,
                                is_child)
 
