@@ -1,6 +1,6 @@
 """Puts real numbers, tables and pictures into README.md and the pages of docs/.
 
-    python -m docs.refresh              run the three scenarios and `validate`, rewrite everything
+    python -m docs.refresh              run the scenarios and `validate`, rewrite everything
     python -m docs.refresh --tables     the tables alone, without the scenarios
 
 A block that this program owns stands between ``<!-- begin NAME -->`` and
@@ -69,7 +69,7 @@ def with_block(text: str, name: str, content: str) -> str:
 
 
 class Runs:
-    """The results of the three scenarios, in the run directories below one directory."""
+    """The results of the scenarios, in the run directories below one directory."""
 
     def __init__(self, directory: Path, answers: dict[str, str]) -> None:
         self.directory = directory

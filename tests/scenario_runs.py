@@ -1,4 +1,4 @@
-"""The three scenarios, run once in a session, and the program that puts them into the docs.
+"""The scenarios that ship, run once in a session, and the program that puts them into the docs.
 
 `docs/refresh.py` is a program of the documentation, not of the package.
 """
@@ -25,7 +25,7 @@ def refresh() -> ModuleType:
 
 @cache
 def scenario_runs() -> Any:
-    """The results of all three scenarios (`refresh.Runs`): about a minute on two cores."""
+    """The results of all of them (`refresh.Runs`): a minute and a half on two cores."""
     directory = tempfile.TemporaryDirectory(prefix="simvm-scenarios-")
     atexit.register(directory.cleanup)
     return refresh().run_scenarios(Path(directory.name))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_scenario_check import mistakes, only
+from test_scenario_check import mistakes, only_one_says
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,4 @@ from test_scenario_check import mistakes, only
     ],
 )  # fmt: skip
 def test_values(tmp_path: Path, part: str, text: str, key: str, rule: str, fix: str) -> None:
-    found = only(mistakes(tmp_path, **{part: text}))  # type: ignore[arg-type]
-    assert found.key == key
-    assert rule in found.rule
-    assert fix in found.fix
+    only_one_says(mistakes(tmp_path, **{part: text}), key, rule, fix)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 A page is run from top to bottom in a directory of its own, which holds a copy of the shipped
 scenarios: TOML that names a file in its first line is written there and checked, commands run
-and print what the page shows, programs run. What the three scenarios print is compared in
+and print what the page shows, programs run. What the scenarios print is compared in
 test_scenarios.py, from one run of each.
 """
 

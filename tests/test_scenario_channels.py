@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from test_scenario_check import only_one_says
 
 from simvm import scenario
 from simvm.model.channels import CHANNELS, NoChannel, register
@@ -135,10 +136,7 @@ def test_the_schema_has_a_table_for_each_kind() -> None:
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path: Path, channel: str, key: str, rule: str, fix: str) -> None:
-    (found,) = scenario.check(written(tmp_path, channel))
-    assert found.key == f"guest.vm.{key}"
-    assert rule in found.rule
-    assert fix in found.fix
+    only_one_says(scenario.check(written(tmp_path, channel)), f"guest.vm.{key}", rule, fix)
 
 
 def test_a_shared_allocator_needs_host_pages_of_2m(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ def only(found: list[Mistake]) -> Mistake:
     return found[0]
 
 
+def only_one_says(found: list[Mistake], key: str, rule: str, fix: str) -> None:
+    """One mistake alone, of this key, whose rule and fix hold these words."""
+    mistake = only(found)
+    assert mistake.key == key
+    assert rule in mistake.rule
+    assert fix in mistake.fix
+    assert mistake.file.endswith(".toml")
+
+
 def phase(text: str, base: str = PHASE) -> str:
     """`base` with keys replaced or added by `text`, one a line."""
     lines = base.strip().splitlines()
@@ -163,11 +172,7 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_values(tmp_path: Path, part: str, text: str, key: str, rule: str, fix: str) -> None:
-    found = only(mistakes(tmp_path, **{part: text}))  # type: ignore[arg-type]
-    assert found.key == key
-    assert rule in found.rule
-    assert fix in found.fix
-    assert found.file.endswith("a.toml")
+    only_one_says(mistakes(tmp_path, **{part: text}), key, rule, fix)  # type: ignore[arg-type]
 
 
 def test_as_many_guests_as_the_core_has_tags_for(tmp_path: Path) -> None:
@@ -374,10 +379,7 @@ def test_a_trace_that_is_none(tmp_path: Path, content: bytes | None) -> None:
     ],
 )  # fmt: skip
 def test_variants(tmp_path: Path, text: str, key: str, rule: str, fix: str) -> None:
-    found = only(mistakes(tmp_path, rest=f"[variant.v]\n{text}\n"))
-    assert found.key == key
-    assert rule in found.rule
-    assert fix in found.fix
+    only_one_says(mistakes(tmp_path, rest=f"[variant.v]\n{text}\n"), key, rule, fix)
 
 
 def test_a_mistake_of_the_base_is_not_repeated_by_variants(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 # Accessed bits looked at many at once, for reclaim policies.
 #
 # `age_below` walks a whole table, as aging by generations does; `look_around` the neighbours
-# of one folio; `note_old` and `was_accessed` one page each, for DAMON, which must not hide
-# from the others what it clears.
+# of one folio; `test_and_clear_accessed` looks at one page, as a scan of a list does; `note_old`
+# and `was_accessed` too, for DAMON, which must not hide from the others what it clears.
 
 from libc.stdint cimport uint32_t, uint64_t
 from simvm.core.folios cimport COMMON_LISTS, Folios, folio_id, folio_push, folio_remove
@@ -20,16 +20,31 @@ cdef struct Aged:
     uint64_t young           # of these, accessed
 
 
+cdef inline bint clear_young(Backing *b, Node *node, uint64_t slot,
+                             uint64_t address) noexcept nogil:
+    """Clear A of one leaf, and of what shadow tables hold of it. Whether it was set."""
+    cdef bint young = clear_accessed(b.table, node, slot)
+    if b.shadow != NULL:
+        address &= ~(span_of(node.level - 1) - 1)
+        young = shadow_test_and_clear_accessed(b.shadow, address, node.level - 1) or young
+    return young
+
+
+cdef inline bint test_and_clear_accessed(Backing *b, uint64_t address) noexcept nogil:
+    """Clear A of the leaf at an address. Whether it was set."""
+    cdef Node *node = NULL
+    cdef int order = 0
+    cdef uint64_t *entry = find_leaf(b.table, address, &node, &order)
+    return entry != NULL and clear_young(b, node, entry - node.entry, address)
+
+
 cdef inline bint age_leaf(Backing *b, Node *node, uint64_t slot, uint64_t address,
                           int to, Aged *out) noexcept nogil:
     """Clear A of one leaf; if it was set, put its folio on list `to`. Whether it was."""
     cdef Folios *f = &b.host.folios
     cdef uint32_t i
-    cdef bint young = clear_accessed(b.table, node, slot)
     out.leaves += 1
-    if b.shadow != NULL:
-        young = shadow_test_and_clear_accessed(b.shadow, address, node.level - 1) or young
-    if not young:
+    if not clear_young(b, node, slot, address):
         return False
     out.young += 1
     i = folio_id(f, node.entry[slot] & TARGET, node.level - 1)
@@ -76,16 +91,10 @@ cdef inline bint note_old(Backing *b, uint64_t address) noexcept nogil:
     cdef Node *node = NULL
     cdef int order = 0
     cdef uint64_t *entry = find_leaf(b.table, address, &node, &order)
-    cdef bint young
-    if entry == NULL:
+    if entry == NULL or not clear_young(b, node, entry - node.entry, address):
         return False
-    young = clear_accessed(b.table, node, entry - node.entry)
-    if b.shadow != NULL:
-        address &= ~(span_of(order) - 1)
-        young = shadow_test_and_clear_accessed(b.shadow, address, order) or young
-    if young:
-        entry[0] |= YOUNG
-    return young
+    entry[0] |= YOUNG
+    return True
 
 
 cdef inline bint was_accessed(Backing *b, uint64_t address) noexcept nogil:

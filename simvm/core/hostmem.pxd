@@ -5,14 +5,12 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.blocks cimport (BLOCK_FREE, BLOCK_WHOLE, NO_PAGE, Blocks, block_of, break_2m,
-                                free_2m,
-                                free_4k)
+                                free_2m, free_4k)
 from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push, folio_remove)
-from simvm.core.shadow cimport shadow_drop_leaf, shadow_test_and_clear_accessed
+from simvm.core.shadow cimport shadow_drop_leaf
 from simvm.core.table cimport (HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
-                               clear_accessed, clear_entry, find_entry, find_frame, find_leaf,
-                               has_frame, index_in, is_child, prune_up, span_of, table_split,
-                               withdraw)
+                               clear_entry, find_entry, find_frame, has_frame, index_in,
+                               is_child, prune_up, span_of, table_split, withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
 cdef enum:               # lists that no policy has
@@ -134,20 +132,6 @@ cdef inline int zap(Backing *b, uint64_t start, uint64_t end, uint64_t *slots,
             prune_up(b.table, node)
         at = base + span
     return 0
-
-
-cdef inline bint test_and_clear_accessed(Backing *b, uint64_t address) noexcept nogil:
-    cdef Node *at = NULL
-    cdef int order = 0
-    cdef uint64_t *entry = find_leaf(b.table, address, &at, &order)
-    cdef bint before
-    if entry == NULL:
-        return False
-    before = clear_accessed(b.table, at, entry - at.entry)
-    if b.shadow != NULL:
-        address &= ~(span_of(order) - 1)
-        before = shadow_test_and_clear_accessed(b.shadow, address, order) or before
-    return before
 
 
 cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noexcept nogil:

@@ -217,7 +217,7 @@ cdef class HostMemory:
         cdef uint64_t seen = 0
         cdef list found = []
         while i != blocks.NIL and seen < pages:
-            found.append((i, bool(hostmem.test_and_clear_accessed(
+            found.append((i, bool(aging.test_and_clear_accessed(
                 self._backing_of(i), (self.c.folios.owner[i] & 0xFFFFFFFFFF) << 12))))
             seen += 512 if folios.folio_order(&self.c.folios, i) else 1
             i = self.c.folios.prev[i]
