@@ -189,6 +189,8 @@ cdef inline int quick_miss(Vcpu *v, Space *s, Region *region, const Stream *stre
     begin_walk(m, &w)
     if not likely(quick_walk(m, s, &w, &x.found.first[stream.at & (RING - 1)],
                              &x.found.last[stream.at & (RING - 1)], va, word & 1, &flags)):
+        # One page of the guest that is larger is seldom alone.
+        x.quick = x.found.first[stream.at & (RING - 1)].table != NOWHERE
         return run_miss(v, s, region, stream, x, word, key_of(s.tag, 0, va >> 12), set_1, 4,
                         True, set_2, 12)
     m.tick += 1
@@ -296,7 +298,7 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
             elif walks:
                 m.tick, x.time = now, time
                 stream.at = <int>(at - stream.next)
-                if l1_lanes == 4 and simple_1 and l2_lanes == 12 and x.quick:
+                if size == 0 and l1_lanes == 4 and simple_1 and l2_lanes == 12 and x.quick:
                     status = quick_miss(v, s, region, stream, x, word, set_1, set_2)
                 else:
                     status = run_miss(v, s, region, stream, x, word, kind + (page << 5) - 3,
