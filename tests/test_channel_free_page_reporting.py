@@ -16,6 +16,8 @@ import scenarios_small as small
 from scenarios_small import BLOCK, GIB, MIB, MS, PAGE, S
 
 from simvm.hardware import load_costs
+from simvm.model.kernel_threads import KernelThread
+from simvm.model.queues import Process
 from simvm.model.timer_wheel import expiry, wait_ns
 from simvm.results import RunResult
 
@@ -125,6 +127,43 @@ def test_a_free_asks_for_another_pass_and_only_then() -> None:
     assert [size // MIB for _, size in found] == [16, 16]
     assert found[0][0] == pytest.approx(2_032 * MS, abs=16 * MS)
     assert 12 * S < found[1][0] < 12 * S + 64 * MS
+
+
+def test_a_cache_that_shrinks_asks_for_a_pass() -> None:
+    """24 of 32 MiB of files are dropped: 12 blocks go back 20 ms later, though nobody freed.
+
+    All but one at the edge, and one that a piece is read into meanwhile.
+    """
+    made = small.simulate(small.scenario({"vm": small.guest(
+        small.phase(allocate=PAGE, accesses=1), channel=REPORTING | {"delay": 20 * MS},
+        page_cache={"files": 32 * MIB, "read_rate": 32 * MIB},
+    )}, duration=990 * MS))  # fmt: skip
+    guest = made.guests[0]
+    calls, backed = guest.hint_calls, guest.backed_bytes
+    made.env.run(until=made.env.now + 50 * MS)
+    assert (guest.hint_calls, guest.backed_bytes) == (calls, backed)
+
+    def drop() -> Process:
+        enough = guest.mm.spare_bytes + 24 * MIB
+        yield from guest.mm.reclaim_for(enough, KernelThread(guest))
+
+    made.env.run(until=made.env.process(drop()))
+    assert guest.hint_calls == calls
+    made.env.run(until=made.env.now + 50 * MS)
+    assert guest.hint_calls == calls + 1
+    assert 20 * MIB <= backed - guest.backed_bytes <= 24 * MIB
+
+
+@pytest.mark.parametrize(("factor", "messages"), [(10, 1), (1000, 0)])
+def test_a_zone_is_short_by_its_own_watermarks(factor: int, messages: int) -> None:
+    """400 MiB held of 502, 102 free. Low is min (2.8 MiB) and a step: a tenth of memory is 51.2,
+    and with 64 MiB for a message that is more than there is; by default it is 0.7.
+    """
+    held = small.phase(
+        region="held", allocate=400 * MIB, accesses=400 * MIB // PAGE, pattern=SEQUENTIAL
+    )
+    made = run(held, duration=10 * S, reclaim={"watermark_scale_factor": factor})
+    assert small.one(made)["totals"]["hint_calls"] == messages
 
 
 def test_order_10_leaves_single_blocks() -> None:

@@ -32,7 +32,7 @@ def record(recorder: Recorder, rows: int, start: int = 0) -> None:
 def test_column_names_carry_their_unit() -> None:
     for column in COLUMNS:
         if column.kind == "gauge":
-            assert column.name.endswith("_bytes")
+            assert column.name.endswith(f"_{column.unit.lower()}")
         if column.unit == "ns":
             assert column.name.endswith("_ns")
         assert column.meaning.endswith(".")

@@ -39,6 +39,10 @@ class Channel(Protocol):
         """Guest-physical (start, length) extents are free in the guest."""
         ...
 
+    def reclaimed(self, guest: Guest) -> None:
+        """The guest's kernel has freed pages: of its cache, or of a program that goes on."""
+        ...
+
     def out_of_memory(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         """The guest has no free memory: whether the channel gave it some, on the vCPU's time."""
         ...

@@ -25,7 +25,7 @@ from simvm.model.channels.none import NoChannel
 from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Process
 from simvm.model.timer_wheel import wait_ns
-from simvm.model.watermarks import Watermarks, min_free_bytes
+from simvm.model.watermarks import Watermarks
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
@@ -60,6 +60,10 @@ class FreePageReporting(NoChannel):
     ) -> Process:
         """Costs the vCPU nothing: the worker is asked for a pass if a large block got free."""
         yield from ()
+        self.reclaimed(guest)
+
+    def reclaimed(self, guest: Guest) -> None:
+        """As when a program frees: a cache that shrinks leaves whole blocks behind."""
         if guest.memory.blocks_freed != self._blocks_freed:
             self._blocks_freed = guest.memory.blocks_freed
             self._ask()
@@ -130,9 +134,9 @@ class FreePageReporting(NoChannel):
 def zones_of(guest: Guest) -> list[Zone]:
     """DMA32 and Normal, those that the guest has: each with its share of the watermarks."""
     memory, lower = guest.config.memory, guest.lower_zone_bytes
-    least = min_free_bytes(memory)
+    least, scale = guest.mm.watermarks.min_bytes, guest.mm.scale_factor
     return [
-        Zone(is_lower, Watermarks.of(size, least * size // memory))
+        Zone(is_lower, Watermarks.of(size, least * size // memory, scale))
         for is_lower, size in ((True, lower), (False, memory - lower))
         if size
     ]

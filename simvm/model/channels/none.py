@@ -33,6 +33,9 @@ class NoChannel:
     ) -> Process:
         yield from ()
 
+    def reclaimed(self, guest: Guest) -> None:
+        """Nobody is told."""
+
     def out_of_memory(self, vcpu: VirtualCpu, guest: Guest) -> Process:
         yield from ()
         return False

@@ -3,16 +3,17 @@
 The host says how large the guest should be; the driver unplugs device blocks from the highest
 address down, and plugs the lowest ones first. It works through the guest's memory blocks of
 128 MiB (of a device block, where that is larger). A device block is unplugged when all of it is
-free: first nobody gets its free pages any more, then pages of processes in it move elsewhere.
-With one page that cannot move (the kernel's, a page table, a 1 GiB page) it stays, and the driver
-goes on to the next. The host drops a block in one call. If the size is not reached the driver
-tries again after 50 s, then 100 s, up to 300 s, or when the host asks for another size.
+free: first nobody gets its free pages any more, then pages of processes and files in it move
+elsewhere, and the guest reclaims for those if little is free. With one page that cannot move (the
+kernel's, a page table, a 1 GiB page) it stays, and the driver goes on to the next. The host drops a
+block in one call. If the size is not reached the driver tries again after 50 s, then 100 s, up to
+300 s, or when the host asks for another size.
 
 `unmovable` pages lie in that share of the device blocks, from the end of the boot on or from when
 they are plugged. Memory above `memory` is unplugged at boot. With the first device block of one of
 its memory blocks Linux needs struct pages for all of it, out of what it has; they go with the last.
 
-Left out: zones.
+Left out: zones; clean pages of files move like others (alloc_contig_range drops them).
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ class VirtioMem(NoChannel):
         cost = len(tried) * (size // BLOCK) * costs.virtio_mem_unplug_ns
         for start, length in extents_of(tried, size):
             guest.hint_calls += 1
+            yield from guest.mm.reclaim_for(length, thread)
             done, (small, large), spent = guest.vacate(start, length)
             free.update(done)
             cost += spent

@@ -95,6 +95,7 @@ class Khugepaged:
             leaves = [space.table.lookup(va + page * PAGE) for page in range(PTES)]
             old = [leaf.target for leaf in leaves if leaf is not None]
         kernel.collapse(space.core.asid, va, block)
+        guest.channel.reclaimed(guest)
         self._mm.unmapped(space.core.asid, va, BLOCK, old)
         guest.note_backed()
         self.collapses += 1

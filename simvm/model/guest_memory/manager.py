@@ -31,7 +31,7 @@ from simvm.model.guest_memory.reclaim import GuestReclaimer
 from simvm.model.guest_memory.swap import GuestSwap
 from simvm.model.guest_memory.threads import GuestThread, Payer
 from simvm.model.queues import Process
-from simvm.model.watermarks import Watermarks
+from simvm.model.watermarks import SCALE_FACTOR, Watermarks
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
@@ -65,10 +65,10 @@ class GuestMemory:
         config = guest.config
         settings = config.reclaim
         self.guest = guest
-        self.watermarks = (
-            Watermarks.of(config.memory, settings.min_free, settings.watermark_scale_factor)
-            if settings is not None else Watermarks.of(config.memory)
-        )  # fmt: skip
+        min_free, self.scale_factor = None, SCALE_FACTOR
+        if settings is not None:
+            min_free, self.scale_factor = settings.min_free, settings.watermark_scale_factor
+        self.watermarks = Watermarks.of(config.memory, min_free, self.scale_factor)
         self.kernel: _core.GuestKernel | None = None
         self.swap: GuestSwap | None = None
         self.cache: PageCache | None = None

@@ -181,3 +181,4 @@ class GuestReclaimer:
 
     def _free(self, frames: list[int]) -> None:
         self._memory.free_many(np.array(frames, dtype=np.uint64))
+        self._mm.guest.channel.reclaimed(self._mm.guest)
