@@ -7,12 +7,14 @@ seed each time; without it every run does the same.
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 LONG = os.environ.get("SIMVM_LONG", "0") not in ("", "0")
 
-settings.register_profile("same", deadline=None, derandomize=True)
-settings.register_profile("long", deadline=None, max_examples=1000)
+# How long an example takes says nothing here: the machine may be busy.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("long", deadline=None, max_examples=1000, suppress_health_check=SLOW)
 settings.load_profile("long" if LONG else "same")
 
 

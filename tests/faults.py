@@ -221,8 +221,8 @@ FAULTS = (
     Fault(
         "a child's address is its neighbour's",
         "table.pxd",
-        "    address_below(node, slot)[0] = child.address\n",
-        "    address_below(node, slot)[0] = child.address + (4096 if FAULT else 0)\n",
+        "    address_below(node, node.entries, slot)[0] = child.address\n",
+        "    address_below(node, node.entries, slot)[0] = child.address + (4096 if FAULT else 0)\n",
     ),
     Fault(
         "queued loads may run beyond the deadline",

@@ -66,7 +66,7 @@ cdef inline inlined_int find_lowest(Known *known, const Table *t, uint64_t addre
     entry = &node.entry[slot]
     found.below = address & 0x1FFFFF
     if likely(is_child(entry[0])):
-        found.table = node.entry[512 + slot] if quick else address_below(node, slot)[0]
+        found.table = address_below(node, 512 if quick else node.entries, slot)[0]
         found.below = address & 0xFFF
         entry = &child_of(entry[0]).entry[(address >> 12) & 511]
     prefetch(entry)

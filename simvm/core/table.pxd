@@ -35,6 +35,7 @@ cdef enum:
 
 cdef enum:
     MAX_LEVEL = 5
+    HEADER = 64              # bytes of a node before its entries
     GROUP = 16               # pages that the contiguous hint joins
 
 cdef extern from *:
@@ -97,14 +98,14 @@ cdef inline Node *child_of(uint64_t entry) noexcept nogil:
     return <Node *>(entry - PRESENT)
 
 
-cdef inline uint64_t *address_below(Node *node, uint64_t slot) noexcept nogil:
-    """Where the address stands of the table page that a child entry leads to."""
-    return &node.entry[<uint64_t>node.entries + slot]
+cdef inline uint64_t *address_below(Node *node, uint64_t entries, uint64_t slot) noexcept nogil:
+    """Where the address stands of the table page that a child entry of a node leads to."""
+    return <uint64_t *>(<char *>node + HEADER) + entries + slot
 
 
 cdef inline void link_child(Node *node, uint64_t slot, Node *child) noexcept nogil:
     node.entry[slot] = <uint64_t>child | PRESENT
-    address_below(node, slot)[0] = child.address
+    address_below(node, node.entries, slot)[0] = child.address
 
 
 cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:
@@ -125,7 +126,7 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
         address = alloc_run(t.memory, pages, UNMOVABLE)
     if address == NO_PAGE:
         return NULL
-    size = 64 + (entries * (16 if level > 1 else 8) + 63) // 64 * 64
+    size = HEADER + (entries * (16 if level > 1 else 8) + 63) // 64 * 64
     node = <Node *>aligned_alloc(64, size)
     if node == NULL:
         free_run(t.memory, address, pages)

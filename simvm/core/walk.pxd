@@ -12,8 +12,8 @@ from simvm.core.loads cimport CHARGED, Found, touch_queued
 from simvm.core.mmu cimport (ADDRESS, AMD, BASE, ENTRY_SHIFT, GUEST_FAULT, INTEL, N_SIZES, NODE,
                              NOWHERE, OK, ORIGIN, PAGE, SHIFT, SIZE_OF_SHIFT, SLAT_FAULT,
                              Counters, Mmu, Space, key_of)
-from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of, in_group,
-                               is_child)
+from simvm.core.table cimport (ACCESSED, DIRTY, HEADER, LEAF, TARGET, Node, Table, address_below,
+                               child_of, in_group, is_child)
 
 # What a walk under way has come to. It lives in `walk_for` and is never pointed to from
 # elsewhere, so the compiler keeps its parts in registers.
@@ -367,13 +367,13 @@ cdef inline uint64_t *quick_table(Mmu *m, const Space *s, Walk *w, uint64_t gpa,
     quick_insert(&m.host_cache[2], s.guest_tag, gpa >> 21, found)
     found[0][4 * NODE] = <uint64_t>child_of(node.entry[slot])
     found[0][4 * SHIFT] = 21
-    found[0][4 * ADDRESS] = node.entry[512 + slot]
+    found[0][4 * ADDRESS] = address_below(node, 512, slot)[0]
     return leaf
 
 
 cdef inline Node *node_of(uint64_t *entry, uint64_t address) noexcept nogil:
     """The node of level 1 whose entry for `address` stands there."""
-    return <Node *>(<char *>(entry - ((address >> 12) & 511)) - 64)
+    return <Node *>(<char *>(entry - ((address >> 12) & 511)) - HEADER)
 
 
 cdef inline uint64_t load_cycles(Mmu *m, int first, int last) noexcept nogil:
