@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simvm.model.clock import Clock
@@ -281,6 +281,7 @@ def test_workers_need_a_core() -> None:
     ),
     st.integers(1, 3),
 )  # fmt: skip
+@example([(0, 1, 44), (0, 1, 44), (43, 3, 2), (44, 1, 0)], 3)  # cut between faults of no length
 def test_served_time_adds_up_and_no_worker_idles(
     trains: list[tuple[int, int, int]], workers: int
 ) -> None:

@@ -209,7 +209,9 @@ class FaultThreads:
                 self._cuts[worker] = None
                 spent = env.now - started
                 if spent < self._length(train, faults, held):
-                    faults = min(faults, spent // max(1, train.service_each + held) + 1)
+                    each = train.service_each + held
+                    # Faults that take no time are over; what is left is the last one's.
+                    faults = min(faults, spent // each + 1) if each else faults
                 yield env.timeout(max(0, self._length(train, faults, held) - spent))
             self._cores.release(core)
             train.served_ns += env.now - started
