@@ -34,6 +34,20 @@ typedef struct { /* a load that L2 did not have */
     uint32_t counts;
 } simvm_missed;
 
+/* The set of a line, and what is left of its number there: a multiplication by
+ * 2^64 / sets + 1 instead of a division. Rounded up, it may come out one too many. */
+SIMVM_INLINE uint64_t simvm_set_of_line(uint64_t line, uint64_t sets, uint64_t reciprocal,
+                                        uint64_t *above) {
+    uint64_t set;
+    *above = simvm_mulhi(line, reciprocal);
+    set = line - *above * sets;
+    if (set >= sets) {
+        *above -= 1;
+        set += sets;
+    }
+    return set;
+}
+
 /* Put `tag` first in a set of sixteen in order of recency; whether it was there. */
 SIMVM_INLINE uint32_t simvm_touch16(uint32_t *set, uint32_t tag) {
     uint32_t found = simvm_match(set, tag, 16);
@@ -72,12 +86,7 @@ simvm_touch16_wide(uint32_t *set, uint32_t tag) {
                 in_l2 += counts;                                                                \
                 continue;                                                                       \
             }                                                                                   \
-            above = simvm_mulhi(line, q.llc_reciprocal); /* see lines_set in lines.pxd */       \
-            set = line - above * q.llc_sets;                                                    \
-            if (set >= q.llc_sets) {                                                            \
-                above -= 1;                                                                     \
-                set += q.llc_sets;                                                              \
-            }                                                                                   \
+            set = simvm_set_of_line(line, q.llc_sets, q.llc_reciprocal, &above);                \
             end->set = q.llc + set * 16;                                                        \
             simvm_prefetch(end->set);                                                           \
             end->tag = (uint32_t)above + 1;                                                     \

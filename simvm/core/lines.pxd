@@ -7,9 +7,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memmove, memset
-from simvm.core.cache cimport count_trailing_zeros, mul_high, words_of
+from simvm.core.cache cimport count_trailing_zeros, words_of
 
 cdef extern from "core/lines.h" nogil:
+    uint64_t set_of_line "simvm_set_of_line"(uint64_t line, uint64_t sets, uint64_t reciprocal,
+                                             uint64_t *above)
     uint32_t touch_16 "simvm_touch16"(uint32_t *set, uint32_t tag)
 
 cdef struct LineCache:
@@ -43,17 +45,13 @@ cdef inline void lines_free(LineCache *c) noexcept nogil:
 
 
 cdef inline uint32_t *lines_set(const LineCache *c, uint64_t line, uint32_t *tag) noexcept nogil:
-    """The set of a line, and its tag there; a multiplication instead of a division."""
-    cdef uint64_t above, s
+    """The set of a line, and its tag there."""
+    cdef uint64_t above = 0, s
     if c.masked:
         above = line >> c.shift
         s = line & (c.sets - 1)
     else:
-        above = mul_high(line, c.reciprocal)
-        s = line - above * c.sets
-        if s >= c.sets:            # the reciprocal is rounded up, and so may be one too many
-            above -= 1
-            s += c.sets
+        s = set_of_line(line, c.sets, c.reciprocal, &above)
     tag[0] = <uint32_t>above + 1
     return c.tags + s * <uint64_t>c.ways
 

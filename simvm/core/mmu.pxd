@@ -6,7 +6,7 @@
 # What makes it fast: a hit writes one stamp and nothing moves (cache.pxd); counters are the
 # vCPU's own and reached by one pointer.
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from simvm.core.cache cimport (LAST_STAMP, Assoc, assoc_find, assoc_insert, assoc_renumber,
                                count_trailing_zeros, set_of, value_of)
 from simvm.core.loads cimport Loads

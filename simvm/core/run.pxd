@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from simvm.core.access cimport access, fill
 from simvm.core.blocks cimport Blocks
 from simvm.core.cache cimport (LRU, Assoc, count_trailing_zeros, enter, guess_way, inlined_int,
-                               likely, prefetch, renew, tag_of)
+                               likely, renew, tag_of)
 from simvm.core.fetch cimport RING, Ahead, look_ahead_of, look_now
 from simvm.core.loads cimport LONGEST, QUEUE
 from simvm.core.mmu cimport (ENTRY_SHIFT, GUEST_FAULT, NOWHERE, OK, Counters, Mmu, Space, Tlb,
@@ -134,6 +134,8 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     """
     cdef Mmu *m = v.mmu
     cdef uint64_t va = region.base + (word >> 1), before = m.spent, flags = 0, now
+    cdef uint64_t *entry = NULL
+    cdef uint32_t tag = tag_of(key)
     cdef int fault, size = 0
     if x.ahead:
         look_ahead_of(&x.found, s, region, stream, False)
@@ -144,18 +146,6 @@ cdef inline int run_miss(Vcpu *v, Space *s, Region *region, const Stream *stream
     fault = walk_for(m, s, va, word & 1, now, now == NOWHERE, &size, &flags)
     x.time += (m.spent - before) * v.exposed
     look_at_queue(v, x, m.loads.n)
-    return after_walk(m, s, region, x, word, key, set_1, lanes_1, simple_1, set_2, lanes_2,
-                      fault, size, flags)
-
-
-cdef inline int after_walk(Mmu *m, Space *s, Region *region, Stretch *x, uint64_t word,
-                           uint64_t key, uint32_t *set_1, int lanes_1, bint simple_1,
-                           uint32_t *set_2, int lanes_2, int fault, int size,
-                           uint64_t flags) noexcept nogil:
-    """The entry of a walk that has ended, in the sets where it was looked for."""
-    cdef uint64_t va = region.base + (word >> 1)
-    cdef uint64_t *entry = NULL
-    cdef uint32_t tag = tag_of(key)
     if fault != OK:
         return NO_GUEST_PAGE if fault == GUEST_FAULT else NO_HOST_PAGE
     x.missed += 1

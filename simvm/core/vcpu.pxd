@@ -6,7 +6,7 @@
 # device, memory below a watermark), stops the run with a reason.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from simvm.core.blocks cimport (MOVABLE, NIL, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k,
+from simvm.core.blocks cimport (MOVABLE, NO_PAGE, Blocks, alloc_1g, alloc_2m, alloc_4k,
                                 take_stale)
 from simvm.core.folios cimport Folios, folio_id, folio_push
 from simvm.core.flush cimport flush_all

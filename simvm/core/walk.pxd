@@ -402,36 +402,29 @@ cdef inline int first_free_walker(const Mmu *m) noexcept nogil:
     return first
 
 
-cdef inline int walk_for(Mmu *m, const Space *s, uint64_t va, bint write, uint64_t now, bint later,
-                         int *size, uint64_t *flags) noexcept nogil:
-    """No TLB has it: walk, on the first walker that is free. The TLBs are left to the caller.
-
-    `later`: the caller will `settle` its loads, and there is room for them in the queue.
-    """
-    cdef Walk w
-    cdef int status
-    begin_walk(m, &w)
-    if s.guest != NULL:
-        status = walk(m, s, &w, va, write, True, size, flags)
-    else:
-        status = walk(m, s, &w, va, write, False, size, flags)
-    return walk_done(m, &w, status, now, later)
-
-
 cdef inline void begin_walk(Mmu *m, Walk *w) noexcept nogil:
     w.guest_loads = w.guest_hits = w.host_hits = w.nested_hits = 0
     w.next = &m.loads.word[m.loads.n]
     w.tick = m.tick
 
 
-cdef inline int walk_done(Mmu *m, const Walk *w, int status, uint64_t now,
-                          bint later) noexcept nogil:
-    """What `walk_for` does when the walk has ended, with success or in a fault."""
+cdef inline int walk_for(Mmu *m, const Space *s, uint64_t va, bint write, uint64_t now, bint later,
+                         int *size, uint64_t *flags) noexcept nogil:
+    """No TLB has it: walk, on the first walker that is free. The TLBs are left to the caller.
+
+    `later`: the caller will `settle` its loads, and there is room for them in the queue.
+    """
     cdef Counters *count = m.count
-    cdef int walker, first = m.loads.n
-    cdef int loads = <int>(w.next - &m.loads.word[first])
+    cdef Walk w
+    cdef int status, walker, loads, first = m.loads.n
     cdef uint64_t cycles, wait = 0
+    begin_walk(m, &w)
+    if s.guest != NULL:
+        status = walk(m, s, &w, va, write, True, size, flags)
+    else:
+        status = walk(m, s, &w, va, write, False, size, flags)
     m.tick = w.tick
+    loads = <int>(w.next - &m.loads.word[first])
     count.tlb_misses += 1
     count.guest_walk_cache_hits += w.guest_hits
     count.host_walk_cache_hits += w.host_hits
