@@ -141,8 +141,8 @@ def uncharged_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """A nanosecond passes that nobody is charged for."""
     right = VirtualCpu._settle
 
-    def settle(self: VirtualCpu, work: Any) -> Process:
-        yield from right(self, work)
+    def settle(self: VirtualCpu, compute: int, translation: int) -> Process:
+        yield from right(self, compute, translation)
         yield self.guest.host.env.timeout(1)
 
     monkeypatch.setattr(VirtualCpu, "_settle", settle)

@@ -16,7 +16,6 @@ from simvm.hardware import load_cpu
 from simvm.model import mmus
 from simvm.model.engine import Simulation
 from simvm.model.mmus import CEILINGS, CoreMmu, GpaRange, VaRange
-from simvm.model.queues import Process
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario.models import Scenario
 from simvm.workload.patterns import make_stream, random_bits
@@ -374,7 +373,7 @@ def test_too_many_ranges_drop_everything(noted: CoreMmu, flush: VaRange | GpaRan
 
 
 class Watch:
-    """Compares what a core's MMU says with the tables, whenever a vCPU enters.
+    """Compares what a core's MMU says with the tables, after every slice of accesses.
 
     It looks by accessing, so a run that is watched is not the run that is not.
     """
@@ -382,18 +381,19 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.random = random.Random(1)
         self.looked = self.stale = self.moves = 0
-        self._settle = VirtualCpu._settle
-        attach = VirtualCpu._attach
+        advance, attach = Work.advance, VirtualCpu._attach
+        vcpus: dict[_core.Vcpu, VirtualCpu] = {}
 
-        def settle(vcpu: VirtualCpu, work: Work | None) -> Process:
-            self.look(vcpu)
-            yield from self._settle(vcpu, work)
+        def watched(work: Work, core: _core.Vcpu, khz: int) -> tuple[int, int]:
+            self.look(vcpus[core])
+            return advance(work, core, khz)
 
         def counted(vcpu: VirtualCpu, core: int) -> None:
+            vcpus[vcpu.core] = vcpu
             self.moves += vcpu._last not in (None, core)
             attach(vcpu, core)
 
-        monkeypatch.setattr(VirtualCpu, "_settle", settle)
+        monkeypatch.setattr(Work, "advance", watched)
         monkeypatch.setattr(VirtualCpu, "_attach", counted)
         made = SimpleNamespace(Mmu=lambda geometry, targets: _core.Mmu(geometry, targets=True))
         monkeypatch.setattr(mmus, "_core", made)

@@ -99,28 +99,32 @@ cdef class Region:
 
     def extents(self, PageTable guest):
         """Guest-physical extents [(start, length)] of what is mapped, in order and merged."""
-        cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span
+        cdef uint64_t at = self.c.base, end = self.c.base + self.c.bytes, span, target
         cdef table.Node *node = NULL
         cdef int level = 0
         cdef uint64_t *entry
-        cdef list pages = [], merged = []
-        cdef uint64_t start = 0, length = 0, target
+        # Room for every leaf of the process; what is not written takes no memory.
+        cdef uint64_t[:, ::1] runs = np.empty((sum(guest.leaves) + 1, 2), dtype=np.uint64)
+        cdef Py_ssize_t n = 0
         while at < end:
             entry = table.find_entry(&guest.c, at, &node, &level)
             span = table.span_of(level - 1)
             if entry[0] & table.LEAF:
-                pages.append((entry[0] & table.TARGET, span))
+                target = entry[0] & table.TARGET
+                if n and runs[n - 1, 1] == target:
+                    runs[n - 1, 1] += span
+                else:
+                    runs[n, 0], runs[n, 1] = target, target + span
+                    n += 1
             at = (at & ~(span - 1)) + span
-        for target, span in sorted(pages):
-            if length and start + length == target:
-                length += span
-                continue
-            if length:
-                merged.append((start, length))
-            start, length = target, span
-        if length:
-            merged.append((start, length))
-        return merged
+        if n == 0:
+            return []
+        found = np.asarray(runs)[:n]
+        found = found[np.argsort(found[:, 0])]
+        apart = found[1:, 0] != found[:-1, 1]
+        starts = found[np.append(True, apart), 0]
+        ends = found[np.append(apart, True), 1]
+        return list(zip(starts.tolist(), (ends - starts).tolist()))
 
     def forget_tail(self, uint64_t size):
         """Shorten the region by `size` bytes and forget what was touched there."""

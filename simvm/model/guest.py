@@ -476,10 +476,14 @@ class Guest:
         if not self.alive:
             return dict.fromkeys(PEAKS, 0)
         # Guest kernels write their own tables, so these are touched too.
-        inside, slat = self._guest_tables(), self.slat
-        tables = sum(table.table_pages for table in inside) * PAGE
-        deposits = sum(table.deposited_pages for table in inside) * PAGE
-        regions = sum(region.core.touched_bytes for region in self.regions.values())
+        # Loops, since this is done after every train of faults.
+        tables = deposits = regions = 0
+        for table in self._guest_tables():
+            tables += table.table_pages * PAGE
+            deposits += table.deposited_pages * PAGE
+        for region in self.regions.values():
+            regions += region.core.touched_bytes
+        slat = self.slat
         return {
             "backed_bytes": self.backed_bytes,
             "touched_bytes": regions + self.booted_bytes + self.mm.held_bytes + tables + deposits,

@@ -123,8 +123,10 @@ class Host:
     def note(self, class_: str, gauge: str, change: int) -> None:
         """Keep the sums over guests, and their peaks, as a guest's part of them changes."""
         for of in ("", class_):
-            self.sums[of][gauge] += change
-            self.peaks[of][gauge] = max(self.peaks[of][gauge], self.sums[of][gauge])
+            sums, peaks = self.sums[of], self.peaks[of]
+            sums[gauge] += change
+            if sums[gauge] > peaks[gauge]:
+                peaks[gauge] = sums[gauge]
 
     def largest_guest(self) -> Guest | None:
         """Whom the OOM killer takes: the guest with the most memory, resident and swapped."""

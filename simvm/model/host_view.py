@@ -30,7 +30,7 @@ def host_view(guest: Guest) -> list[dict[str, Any]]:
 
 def is_named(guest: Guest, region: NamedRegion) -> bool:
     """Whether the host knows all memory of a region by the region's name."""
-    if not guest.is_vm:
+    if not guest.is_vm or all(vma.flags.name != region.name for vma in guest.control.vmas):
         return False
     extents = guest.extents(region)
     return bool(extents) and all(

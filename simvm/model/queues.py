@@ -33,6 +33,10 @@ class Channels:
         heapq.heapreplace(self._free_at, start + service)
         return start - now
 
+    def is_free(self, now: int) -> bool:
+        """Whether somebody who arrives now need not wait."""
+        return self._free_at[0] <= now
+
     def wait(self, now: int) -> int:
         """The wait of somebody who arrives now, in ns."""
         return max(0, self._free_at[0] - now)

@@ -56,6 +56,17 @@ class Work:
         self.chunks = chunks   # of a recorded trace
         self.in_place: InPlace | None = None    # where there is memory beside RAM
 
+    def advance(self, core: _core.Vcpu, khz: int) -> tuple[int, int]:
+        """Compute and translation of the accesses since the last call, in ns.
+
+        By differences of totals, so that no part of a ns is lost from slice to slice.
+        """
+        compute = core.done * self.phase.cycles_per_access * 1_000_000 // khz
+        translation = core.exposed_cycles * 1_000_000 // khz
+        new = compute - self.compute_ns, translation - self.translation_ns
+        self.compute_ns, self.translation_ns = compute, translation
+        return new
+
 
 class VirtualCpu:
     """One vCPU of a guest: its account, and the host core it runs on, if any.
@@ -115,15 +126,13 @@ class VirtualCpu:
         for part, ns in charges:
             self.charge(part, ns)
 
-    def _spend_slice(self, compute: int, translation: int) -> Process:
-        """`spend` what every slice takes: most of them take no more than that."""
-        elapsed, account, guest = compute + translation, self.account, self.guest
-        if elapsed:
-            yield self._env.timeout(elapsed)
+    def _charge_slice(self, compute: int, translation: int) -> None:
+        """`charge` what every slice takes: most of them take no more than that."""
+        account, guest = self.account, self.guest
         account.compute_ns += compute
         account.translation_ns += translation
         if self.measuring and self._env.now > self._warmup:
-            guest.measured_elapsed_ns += elapsed
+            guest.measured_elapsed_ns += compute + translation
             guest.measured_ideal_ns += compute
 
     def enter_core(self) -> Process:
@@ -213,7 +222,7 @@ class VirtualCpu:
         """Do `accesses` more of the work. GuestKilled when the guest dies meanwhile."""
         guest, host, core = self.guest, self.guest.host, self.core
         scenario, path = guest.scenario.scenario, guest.fault_path
-        cores, reclaimer = host.cores, host.reclaimer
+        cores, memory, low, timeout = host.cores, host.memory, host.low_bytes, self._env.timeout
         space, region, backing = work.space.core, work.region.core, guest.backing
         train, service, think = scenario.train, scenario.train_service, work.phase.think_time
         quantum = max(1, scenario.quantum * self._khz // 1_000_000)
@@ -224,12 +233,19 @@ class VirtualCpu:
                 yield from self.enter_core()
             if self._kicks or self._exited or self._mmu.behind(guest.owner):
                 yield from self._catch_up()
-            reclaimer.check_watermarks()
+            if memory.free_bytes < low:
+                host.reclaimer.check_watermarks()
             reason = core.run(
                 space, backing, guest.memory, region, work.stream,
                 left, quantum, path.train(train), service,
             )  # fmt: skip
-            yield from self._settle(work)
+            compute, translation = work.advance(core, self._khz)
+            if core.served == self._served and guest.shadow is None:
+                if compute or translation:
+                    yield timeout(compute + translation)
+                self._charge_slice(compute, translation)
+            else:
+                yield from self._settle(compute, translation)
             if think:
                 yield from self._think(work)
             if work.in_place is not None:
@@ -279,31 +295,21 @@ class VirtualCpu:
             )
             if note is not None:
                 note(self.core.unwritten_bytes)
-            yield from self._settle(None)
+            yield from self._settle(0, 0)
             if reason == _core.RUN_BUDGET:
                 return
             yield from self._resolve(reason, None)
 
-    def _settle(self, work: Work | None) -> Process:
-        """Let the clock catch up with what the core has just done."""
+    def _settle(self, compute: int, translation: int) -> Process:
+        """Let the clock catch up with what the core has just done, its faults included."""
         core, guest = self.core, self.guest
-        compute = translation = 0
-        if work is not None:
-            before, translated = work.compute_ns, work.translation_ns
-            work.compute_ns = core.done * work.phase.cycles_per_access * 1_000_000 // self._khz
-            work.translation_ns = core.exposed_cycles * 1_000_000 // self._khz
-            compute, translation = work.compute_ns - before, work.translation_ns - translated
-        served = core.served
-        if served == self._served and guest.shadow is None:
-            yield from self._spend_slice(compute, translation)
-            return
-        self._served = served
+        self._served = core.served
         charges = [("compute_ns", compute), ("translation_ns", translation)]
         faults = sum(core.guest_faults)
         zeroed = core.zeroed_bytes
         if faults != self._guest_faults or zeroed != self._zeroed_bytes:
             service = (faults - self._guest_faults) * guest.host.costs.guest_fault_ns
-            # By differences of totals, so that no part of a ns is lost from slice to slice.
+            # Here too by differences of totals.
             service += zeroed * 1_000_000_000 // self._zeroing
             service -= self._zeroed_bytes * 1_000_000_000 // self._zeroing
             self._guest_faults, self._zeroed_bytes = faults, zeroed

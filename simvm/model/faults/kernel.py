@@ -24,7 +24,7 @@ class KernelPath:
         self._host = host
 
     def train(self, longest: int) -> int:
-        return 1 if self._host.zone_lock.wait(self._host.env.now) else longest
+        return longest if self._host.zone_lock.is_free(self._host.env.now) else 1
 
     def serve(self, vcpu: VirtualCpu, faults: int, service: int) -> Process:
         host, guest = self._host, vcpu.guest
