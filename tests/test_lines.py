@@ -27,13 +27,12 @@ static uint32_t draw(uint32_t below) {
 
 int main(void) {
     static uint64_t word[CHUNK];
-    static simvm_missed missed[CHUNK];
     simvm_pass p = {l2, L2_SETS, 2, llc, LLC_SETS, UINT64_MAX / LLC_SETS + 1, 0, 0, 0};
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         for (int i = 0; i < CHUNK; i++) /* often to few lines, so that hits are at every place */
             word[i] = (uint64_t)(draw(3) ? draw(LINES / 5) : draw(LINES)) << 6 | draw(2);
-        PASS(&p, word, word + CHUNK, missed);
         for (int i = 0; i < CHUNK; i++) printf("%llu ", (unsigned long long)word[i]);
+        PASS(&p, word, word + CHUNK);
         printf("| %llu %llu %llu\n", (unsigned long long)p.in_l2,
                (unsigned long long)p.in_llc, (unsigned long long)p.loads);
     }

@@ -28,12 +28,6 @@ typedef struct { /* what one pass needs to know, and what it finds */
     uint64_t loads;
 } simvm_pass;
 
-typedef struct { /* a load that L2 did not have */
-    uint32_t *set;
-    uint32_t tag;
-    uint32_t counts;
-} simvm_missed;
-
 /* The set of a line, and what is left of its number there: a multiplication by
  * 2^64 / sets + 1 instead of a division. Rounded up, it may come out one too many. */
 SIMVM_INLINE uint64_t simvm_set_of_line(uint64_t line, uint64_t sets, uint64_t reciprocal,
@@ -72,30 +66,36 @@ simvm_touch16_wide(uint32_t *set, uint32_t tag) {
 }
 #endif
 
-/* `word` to `last` are addresses; bit 0 says that the load is charged. */
+/* `word` to `last` are addresses; bit 0 says that the load is charged. Those that L2 does not
+ * have are gathered where the words were. Whether a cache has a line is what nobody could
+ * foretell, so no branch asks. */
 #define SIMVM_PASS(NAME, TARGET, TOUCH)                                                         \
-    TARGET static void NAME(simvm_pass *p, const uint64_t *word, const uint64_t *last,          \
-                            simvm_missed *missed) {                                             \
+    TARGET static void NAME(simvm_pass *p, uint64_t *word, const uint64_t *last) {              \
         const simvm_pass q = *p;                                                                \
-        simvm_missed *end = missed, *at;                                                        \
-        uint64_t loads = 0, in_l2 = 0, in_llc = 0;                                              \
+        uint64_t *missed = word, *end = word;                                                   \
+        uint64_t loads = 0, beyond = 0, in_llc = 0;                                             \
         for (; word < last; word++) {                                                           \
-            uint64_t line = *word >> 6, counts = *word & 1, above, set;                         \
-            loads += counts;                                                                    \
-            if (TOUCH(q.l2 + (line & (q.l2_sets - 1)) * 16, (uint32_t)(line >> q.l2_shift) + 1)) { \
-                in_l2 += counts;                                                                \
-                continue;                                                                       \
-            }                                                                                   \
-            set = simvm_set_of_line(line, q.llc_sets, q.llc_reciprocal, &above);                \
-            end->set = q.llc + set * 16;                                                        \
-            simvm_prefetch(end->set);                                                           \
-            end->tag = (uint32_t)above + 1;                                                     \
-            end->counts = (uint32_t)counts;                                                     \
-            end++;                                                                              \
+            /* A set is as long as a line: where it begins, in bytes, are bits of the address. */ \
+            uint64_t at = *word, begins = at & ((q.l2_sets - 1) << 6);                          \
+            uint32_t *set = (uint32_t *)((char *)q.l2 + begins);                                \
+            uint32_t found = TOUCH(set, (uint32_t)(at >> (q.l2_shift + 6)) + 1);                \
+            loads += at & 1;                                                                    \
+            *end = at;                                                                          \
+            end += !found;                                                                      \
         }                                                                                       \
-        for (at = missed; at < end; at++)                                                       \
-            in_llc += TOUCH(at->set, at->tag) ? at->counts : 0;                                 \
-        p->in_l2 = in_l2;                                                                       \
+        /* The set (below 2^31), the tag there, and whether the load is charged, in one word. */ \
+        for (word = missed; word < end; word++) {                                               \
+            uint64_t above, set = simvm_set_of_line(*word >> 6, q.llc_sets, q.llc_reciprocal,   \
+                                                    &above);                                    \
+            simvm_prefetch(q.llc + set * 16);                                                   \
+            beyond += *word & 1;                                                                \
+            *word = set << 33 | (uint64_t)((uint32_t)above + 1) << 1 | (*word & 1);             \
+        }                                                                                       \
+        for (word = missed; word < end; word++) {                                               \
+            uint32_t found = TOUCH(q.llc + (*word >> 33) * 16, (uint32_t)(*word >> 1));         \
+            in_llc += *word & (found != 0);                                                     \
+        }                                                                                       \
+        p->in_l2 = loads - beyond;                                                              \
         p->in_llc = in_llc;                                                                     \
         p->loads = loads;                                                                       \
     }
@@ -105,8 +105,7 @@ SIMVM_PASS(simvm_pass_narrow, , simvm_touch16)
 SIMVM_PASS(simvm_pass_wide, __attribute__((target("avx512f"))), simvm_touch16_wide)
 #endif
 
-static void simvm_pass_lines(simvm_pass *p, const uint64_t *word, const uint64_t *last,
-                             simvm_missed *missed) {
+static void simvm_pass_lines(simvm_pass *p, uint64_t *word, const uint64_t *last) {
 #ifdef SIMVM_WIDE
     static int wide = -1;
     if (wide < 0) {
@@ -114,11 +113,11 @@ static void simvm_pass_lines(simvm_pass *p, const uint64_t *word, const uint64_t
         wide = __builtin_cpu_supports("avx512f") != 0;
     }
     if (wide) {
-        simvm_pass_wide(p, word, last, missed);
+        simvm_pass_wide(p, word, last);
         return;
     }
 #endif
-    simvm_pass_narrow(p, word, last, missed);
+    simvm_pass_narrow(p, word, last);
 }
 
 #endif

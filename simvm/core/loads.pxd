@@ -22,12 +22,7 @@ cdef extern from "core/lines.h" nogil:
         uint64_t in_l2
         uint64_t in_llc
         uint64_t loads
-    ctypedef struct Missed "simvm_missed":
-        uint32_t *set
-        uint32_t tag
-        uint32_t counts
-    void run_pass "simvm_pass_lines"(Pass *p, const uint64_t *word, const uint64_t *last,
-                                     Missed *missed)
+    void run_pass "simvm_pass_lines"(Pass *p, uint64_t *word, const uint64_t *last)
 
 cdef enum:
     LONGEST = 64         # at least what one walk may load, its data line included
@@ -46,6 +41,11 @@ cdef struct Loads:
     uint64_t traced
     int n
     uint64_t word[QUEUE]     # hPA | CHARGED
+
+cdef struct Missed:          # a load that L2 did not have
+    uint32_t *set
+    uint32_t tag
+    uint32_t counts
 
 cdef struct Found:           # charged loads by where they were found
     uint64_t l2
@@ -67,11 +67,10 @@ cdef inline Found touch_queued(Loads *q, int first, int last) noexcept nogil:
 
 cdef inline void pass_lines(Loads *q, int first, int last, Found *found) noexcept nogil:
     """`touch_both` for the commonest shape: lines.h."""
-    cdef Missed missed[QUEUE]
     cdef Pass p
     p.l2, p.l2_sets, p.l2_shift = q.l2.tags, q.l2.sets, q.l2.shift
     p.llc, p.llc_sets, p.llc_reciprocal = q.llc.tags, q.llc.sets, q.llc.reciprocal
-    run_pass(&p, q.word + first, q.word + last, missed)
+    run_pass(&p, q.word + first, q.word + last)
     found.l2, found.llc, found.dram = p.in_l2, p.in_llc, p.loads - p.in_l2 - p.in_llc
 
 
