@@ -155,6 +155,7 @@ def key_tables() -> str:
         ("guest.NAME.memcg", "Memcg"), ("guest.NAME.page_cache", "GuestPageCache"),
         ("guest.NAME.reclaim", "GuestWatermarks"), ("guest.NAME.khugepaged", "GuestKhugepaged"),
         ("guest.NAME.hugetlb", "GuestHugetlb"), ("guest.NAME.fragmentation", "GuestFragmentation"),
+        *_choices("guest.NAME.arrivals", "kind", "Arrivals"), ("guest.NAME.lifetime", "Lifetime"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
         ("[[guest.NAME.workload]]", "Phase"), *_choices("pattern", "kind", "Pattern"),
     )  # fmt: skip
@@ -259,7 +260,6 @@ MEANINGS = {
     "GuestClass.memcg": "See below.",
     "Hugetlb.page_size": "That of `host.page_size`.",
     "Hugetlb.size": "Whole pages of the pool, taken from RAM.",
-    "GuestClass.count": "Guests of this class.",
     "GuestClass.memory": "What each guest is promised.",
     "GuestClass.memory_max": "More than `memory` is unplugged at boot; `virtio_mem` plugs it.",
     "GuestClass.vcpus": "At least the threads of all tasks together.",

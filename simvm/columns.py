@@ -110,6 +110,7 @@ GAUGES: Final[tuple[Column, ...]] = (
     _gauge("locked_bytes", "Guest memory that the guest has locked into RAM."),
     Column("host_vmas", "VMAs", "gauge", "Ranges that the VMM's mapping of guest memory is made "
            "of."),
+    Column("alive_guests", "guests", "gauge", "Guests that are there: from arrival to departure."),
     _gauge("vmm_overhead_bytes", "Memory of the VMM itself."),
     _gauge("free_bytes", "Free frames, without the hugetlb pool.", _HOST_ONLY),
     _gauge("hugetlb_free_bytes", "Free pages of the hugetlb pool.", _HOST_ONLY),
@@ -182,6 +183,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("protection_faults", "faults", "Accesses to memory that the guest had protected; each "
            "ends its guest."),
     _count("requests", "requests", "Requests of open-loop phases completed."),
+    _count("arrived_guests", "guests", "Guests that have begun to boot."),
+    _count("departed_guests", "guests", "Guests that are gone, however they went."),
     _count("oom_kills", "guests", "Guests killed because nothing was left to reclaim."),
     _time("elapsed_ns", "vCPU time from the start to the end of phases: the sum of its parts."),
     _time("ideal_ns", "vCPU time had translation, faults and waiting been free."),

@@ -8,6 +8,8 @@ from simvm.model.engine import Simulation
 from simvm.recorder import Recorder
 from simvm.results import RunResult
 from simvm.runner import run as run
+from simvm.scenario import check as check
+from simvm.scenario import load as load
 from simvm.scenario.models import Scenario
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

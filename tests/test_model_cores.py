@@ -300,7 +300,7 @@ def test_a_process_of_a_container_drops_what_lies_beyond_its_first_tebibyte() ->
 def test_a_container_that_fills_its_table_with_regions_fails() -> None:
     made = small.simulation(small.scenario({"box": small.container()}))
     guest = made.guests[0]
-    guest.create()
+    guest.life.begin()
     with pytest.raises(GuestKilled):
         list(map(guest.allocate, map(str, range(300)), ["heap"] * 300, [PAGE] * 300))
     assert not guest.regions

@@ -332,7 +332,7 @@ def test_partly_unmapped_blocks_are_the_first_to_go() -> None:
 
 def test_an_invalidation_during_an_interruption_is_applied_at_the_next_entry() -> None:
     made = small.simulation(small.scenario())
-    made.guests[0].create()
+    made.guests[0].life.begin()
     vcpu = made.guests[0].vcpus[0]
     list(vcpu.enter_core())
     list(vcpu._catch_up())

@@ -15,22 +15,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import simpy
-
 from simvm.hardware import load_costs, load_cpu
-from simvm.hardware.geometry import PAGE
 from simvm.model import ledger
-from simvm.model.accounts import Stopwatch
 from simvm.model.clock import Clock
 from simvm.model.faults import make_fault_path
 from simvm.model.guest import Guest
 from simvm.model.host import Host
-from simvm.model.kernel_threads import until_killed
+from simvm.model.lifecycle import Population
 from simvm.model.queues import Process
 from simvm.model.sampling import Sampler
 from simvm.model.summary import Summary
 from simvm.model.tasks import Task, make_tasks
-from simvm.model.vcpu import GuestKilled
 
 if TYPE_CHECKING:
     from simvm.recorder import Recorder
@@ -91,7 +86,13 @@ class Simulation:
     def run(self) -> None:
         """To the end of the scenario; Ctrl-C ends it early and marks it partial."""
         meta = self._scenario.scenario
-        lives = [self.env.process(self._life(guest)) for guest in self.guests]
+        populations = {
+            name: Population(self.env, self._scenario, name) for name in self._scenario.guests
+        }
+        lives = [
+            self.env.process(guest.life.run(populations[guest.class_], self.tasks[guest.owner]))
+            for guest in self.guests
+        ]
         end = self.env.all_of(lives) if meta.duration == "work" else self.env.timeout(meta.duration)
         self.env.process(self._samples())
         with interruptible() as stop:
@@ -118,52 +119,6 @@ class Simulation:
         """Accesses done by all guests."""
         return sum(v.core.counters()["accesses"] for g in self.guests for v in g.vcpus)
 
-    def _life(self, guest: Guest) -> Process:
-        config = guest.config
-        yield self.env.timeout(config.start + guest.index * config.stagger)
-        try:
-            guest.create()
-        except MemoryError:
-            guest.failure = "the host has no memory to start it"
-            return
-        if config.stop is not None:
-            self.env.process(self._stop(guest, config.stop))
-        boot = self.env.process(self._boot(guest))
-        guest.activities.append(boot)
-        yield boot
-        guest.activities.remove(boot)
-        if guest.alive:
-            beside = self.env.process(until_killed(guest.channel.serve(guest)))
-            guest.activities.append(beside)
-            guest.activities += [
-                self.env.process(until_killed(each)) for each in guest.mm.activities()
-            ]
-            tasks = [self.env.process(task.run()) for task in self.tasks[guest.owner]]
-            guest.activities += tasks
-            yield self.env.all_of(tasks)
-
-    def _boot(self, guest: Guest) -> Process:
-        """Start the VMM; back boot footprint and struct pages: the guest's kernel writes them."""
-        first = guest.vcpus[0]
-        try:
-            if guest.is_vm:
-                watch = Stopwatch(first.account, self.env.now)
-                yield from first.populate(guest.vmm_pages, guest.config.vmm_overhead)
-                yield from first.populate(guest.reverse_map_pages, guest.reverse_map_bytes)
-                yield from first.boot(0, guest.kernel_bytes)
-                for page in guest.mm.written_at_boot:
-                    yield from first.write_by_kernel(page, PAGE)
-                watch.stop(self.env.now, f"{guest.name}: boot")
-        except (simpy.Interrupt, GuestKilled):
-            pass
-        finally:
-            first.rest()
-
-    def _stop(self, guest: Guest, at: int) -> Process:
-        yield self.env.timeout(max(0, at - self.env.now))
-        if guest.alive:
-            guest.kill(None)
-
     def _samples(self) -> Process:
         interval = self._scenario.scenario.sample_interval
         total = self._work()
@@ -181,9 +136,14 @@ class Simulation:
             ledger.audit(self.host)
 
     def _work(self) -> int | None:
-        """Accesses of all closed-loop phases; None when there is an open loop or a trace."""
+        """Accesses of all closed-loop phases; None when there is an open loop or a trace.
+
+        Nor is it known how much guests get done that depart by themselves.
+        """
         total = 0
         for config in self._scenario.guests.values():
+            if config.lifetime is not None:
+                return None
             for phase in config.workload:
                 if phase.pattern is not None:
                     if phase.accesses is None:

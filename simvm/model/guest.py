@@ -1,4 +1,4 @@
-"""A guest: its memory, processes and named regions, and its life from boot to death.
+"""A guest: its memory, processes and named regions, and what the host does to it.
 
 A virtual machine has guest-physical memory of its own, guest page tables in it and a SLAT
 that backs it; under shadow paging the VMM's page table backs it, and the processor walks
@@ -23,8 +23,8 @@ from simvm.hardware.geometry import BLOCK, ORDER_BYTES, PAGE, TableFormat
 from simvm.model.channels import CHANNELS
 from simvm.model.content import PageContent
 from simvm.model.guest_memory import GuestMemory
-from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.ledger import claim_pages
+from simvm.model.lifecycle import Life
 from simvm.model.memory_control import MemoryControl
 from simvm.model.mmus import CoreMmu, Flush, GpaRange, VaRange
 from simvm.model.pressure import Pressure
@@ -37,6 +37,7 @@ from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import NoChannelSettings
 
 if TYPE_CHECKING:
+    from simvm.model.cgroups import Cgroup
     from simvm.model.faults import FaultPath
     from simvm.model.host import Host
     from simvm.model.returns import GivenBack
@@ -57,6 +58,12 @@ GUARD = 1 << 30           # between regions, so that none shares a 1 GiB page
 class Guest:
     """One virtual machine or container."""
 
+    # Made as its life begins.
+    backing: _core.Backing
+    slat: _core.PageTable
+    kernel_space: _core.AddressSpace
+    cgroup: Cgroup
+
     def __init__(
         self, host: Host, scenario: Scenario, class_: str, index: int, owner: int, path: FaultPath
     ) -> None:
@@ -75,7 +82,7 @@ class Guest:
                 config.memory_max, host.costs.page_table_write_ns, host.costs.shadow_fill_ns
             )
         # A quarter of what three levels reach: the lower half of the addresses is the program's.
-        self.first_address = min(FIRST_ADDRESS, 1 << self._table_format.address_bits - 2)
+        self.first_address = min(FIRST_ADDRESS, 1 << self.table_format.address_bits - 2)
         self.fault_path = path
         channel = config.channel if self.is_vm else NoChannelSettings()
         self.channel = CHANNELS[channel.kind](channel)
@@ -114,6 +121,7 @@ class Guest:
         self.stream_digest = hashlib.sha256()
         self.failure: str | None = None
         self.alive = False
+        self.life = Life(self)
         self.vmm_pages: list[int] = []
         self.reverse_map_pages: list[int] = []
         self._trapped_ns = 0
@@ -139,43 +147,15 @@ class Guest:
     def name(self) -> str:
         return f"{self.class_}.{self.index}"
 
-    # --- life ---------------------------------------------------------------------------
-
-    def create(self) -> None:
-        """Make what the guest needs before it runs: what backs it, and its physical memory."""
-        host = self.host.settings
-        slat = self.host.cpu.host_format(host.table_levels, contiguous=host.contiguous)
-        shape = slat if self.is_vm else self._table_format
-        frames = self.host.memory.frames
-        table = new_table(shape, frames, mirrored=self.nested)
-        self.cgroup = self.host.reclaimer.join(self)
-        self.backing = _core.Backing(
-            self.host.memory, table, self.owner, ORDER_BYTES.index(host.page_size),
-            self.memory.size,
-            deposits=host.backing == "anon", from_pool=host.backing == "hugetlb",
-            shadow=self.shadow, group=self.cgroup.lists.group,
-        )  # fmt: skip
-        self.backing.set_limit(self.cgroup.limit)
-        self.slat = table
-        self.kernel_space = _core.AddressSpace(0, table, None, self.owner)
-        self.alive = True
-        self.host.guests[self.owner] = self
-        self.note_backed()
-        if self.is_vm:
-            size = self.config.boot + self.config.memory // PAGE * STRUCT_PAGE_BYTES
-            self.kernel_bytes = -(-size // PAGE) * PAGE
-            self.memory.reserve_low(self.kernel_bytes)
-            unplugged = self.config.memory_max - self.config.memory
-            self.memory.vacate(self.config.memory, unplugged, [])
-            self.mm.boot()
+    # --- processes and regions ----------------------------------------------------------
 
     def process(self, name: str) -> Space:
         """The address space of a process, made when first asked for."""
         if name not in self.processes:
             asid = len(self.processes) + 1
             if self.is_vm:
-                table = new_table(self._table_format, self.memory)
-                walked, end = self._walked(asid, table), 1 << self._table_format.address_bits
+                table = new_table(self.table_format, self.memory)
+                walked, end = self._walked(asid, table), 1 << self.table_format.address_bits
                 self.processes[name] = Space(walked, table, self.first_address, end)
                 self.mm.new_process(table)
             else:
@@ -190,13 +170,13 @@ class Guest:
         first = (len(self._parts) + 1) * part
         self._parts += [asid] * -(-size // part)
         end = (len(self._parts) + 1) * part
-        if end > 1 << self._table_format.address_bits:
+        if end > 1 << self.table_format.address_bits:
             self.fail("no room for its regions in its page table")
             raise GuestKilled
         return first, end
 
     @property
-    def _table_format(self) -> TableFormat:
+    def table_format(self) -> TableFormat:
         """Of a guest's tables, or of a container's."""
         levels, contiguous = self.config.table_levels, self.host.settings.contiguous
         return self.host.cpu.guest_format(levels, contiguous=contiguous)
@@ -206,7 +186,7 @@ class Guest:
         if self.shadow is None:
             return _core.AddressSpace(asid, self.slat, table, self.owner)
         # Beside each shadow page KVM has one that names the guest page of each entry.
-        shadow = new_table(self._table_format, self.host.memory.frames, mirrored=True)
+        shadow = new_table(self.table_format, self.host.memory.frames, mirrored=True)
         self.shadow.add(table, shadow)
         return _core.AddressSpace(asid, shadow, None, self.owner)
 
@@ -276,25 +256,7 @@ class Guest:
         """End the guest: give everything back. Its own process must stop by itself."""
         self.failure = reason
         self.oom_kills += oom
-        self.note_backed()
-        active = self.host.env.active_process
-        for activity in self.activities:
-            if activity.is_alive and activity is not active:
-                activity.interrupt(reason)
-        self.host.swap.free_slots([int(slot) for slot in self.backing.destroy()])
-        for page in self.vmm_pages + self.reverse_map_pages:
-            self.host.memory.frames.free_4k(page)
-        self.vmm_pages.clear()
-        self.reverse_map_pages.clear()
-        self.regions.clear()
-        self.alive = False
-        del self.host.guests[self.owner]
-        self.host.reclaimer.leave(self)
-        for mmu in self.mmus.values():
-            mmu.forget(self.owner)
-        for vcpu in self.all_vcpus:
-            self.host.cores.forget(vcpu)
-        self.note_backed()
+        self.life.end()
 
     # --- what the host does to it -------------------------------------------------------
 

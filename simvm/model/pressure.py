@@ -168,12 +168,12 @@ class Stalls:
 
 
 class Gauge:
-    """Reads a group for one row of the timeline after the other."""
+    """Reads a group, which has existed `since` so many ns, for one row after the other."""
 
-    def __init__(self, pressure: Pressure, prefix: str) -> None:
+    def __init__(self, pressure: Pressure, prefix: str, since: int = 0) -> None:
         self._pressure = pressure
         self._prefix = prefix
-        self._last = 0, 0, 0    # time, some, full
+        self._last = since, 0, 0    # time, some, full
 
     def read(self, now: int) -> tuple[dict[str, int], dict[str, float]]:
         """The counters, and the ratios of the interval since the last time."""

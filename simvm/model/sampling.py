@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from simvm import _core
-from simvm.columns import ELAPSED_PARTS, FAULT_STALL_PARTS
+from simvm.columns import COLUMN, ELAPSED_PARTS, FAULT_STALL_PARTS
 from simvm.hardware.geometry import BLOCK
 from simvm.model.pressure import Gauge
 from simvm.model.tasks import add_up
@@ -77,6 +77,9 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "kernel_thread_ns": guest.kernel_thread_ns,
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,
+        "alive_guests": int(guest.alive),
+        "arrived_guests": int(guest.life.arrived_ns is not None),
+        "departed_guests": int(guest.life.departed_ns is not None),
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
         "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in everywhere),
@@ -128,52 +131,77 @@ def host_values(host: Host, guests: dict[str, int]) -> dict[str, int]:
 
 
 class Sampler:
-    """Takes samples into a recorder and keeps what the summary needs of them."""
+    """Takes samples into a recorder and keeps what the summary needs of them.
+
+    A guest has rows while it exists, and one more when it has gone; what it has done by then
+    stays in the sums of its class.
+    """
 
     def __init__(self, host: Host, guests: list[Guest], recorder: Recorder, warmup: int) -> None:
         self._host = host
-        self._guests = guests
         self._recorder = recorder
         self._warmup = warmup
         self._measured: dict[tuple[str, int], tuple[int, int]] = {}
         self._last_ns: int | None = None
         self._weights: dict[tuple[str, int], dict[str, int]] = {}
+        self._sampled: list[tuple[str, int]] = []   # who has a row in the last sample
+        nothing = dict.fromkeys(guest_values(guests[0]), 0)
         self.totals: dict[tuple[str, int], dict[str, int]] = {}
         self.peaks: dict[tuple[str, int], dict[str, float]] = {}
         self.slowdowns: dict[tuple[str, int], list[float]] = {}
         self.weighed_ns = 0
         self._pressures = {("", -1): [Gauge(host.pressure, "psi")]}
+        self._of: dict[tuple[str, int], list[Guest]] = {("", -1): guests}
+        self._here: dict[str, dict[int, Guest]] = {}    # by class, who has not gone for good
+        self._gone: dict[str, dict[str, int]] = {}      # by class, what the others have done
         for guest in guests:
-            gauges = [Gauge(guest.pressure, "psi")]
-            if guest.is_vm:
-                gauges.append(Gauge(guest.own_pressure, "guest_psi"))
-            self._pressures[guest.class_, guest.index] = gauges
+            key = guest.class_, guest.index
+            self._of.setdefault((guest.class_, -1), []).append(guest)
+            self._of[key] = [guest]
+            self._here.setdefault(guest.class_, {})[guest.index] = guest
+            self._gone.setdefault(guest.class_, nothing)
+            self.totals[key], self.peaks[key] = nothing, dict(nothing)
 
     def sample(self) -> None:
-        """Record one row for the host, each class and each guest."""
+        """Record one row for the host, each class and each guest that exists."""
         now = self._host.env.now
         if now == self._last_ns:
             return
         self._weigh(now)
         rows: dict[tuple[str, int], dict[str, int]] = {}
-        for guest in self._guests:
-            rows[guest.class_, guest.index] = guest_values(guest)
-        classes = dict.fromkeys(guest.class_ for guest in self._guests)
-        sums = {
-            name: add_up([row for (class_, _), row in rows.items() if class_ == name])
-            for name in classes
-        }
+        sums: dict[str, dict[str, int]] = {}
+        for name, here in self._here.items():
+            known = [guest for guest in here.values() if guest.life.may_exist(now)]
+            of_class = {(name, guest.index): guest_values(guest) for guest in known}
+            sums[name] = add_up([self._gone[name], *of_class.values()])
+            rows |= of_class
+            for guest in known:
+                if guest.life.gone.triggered:
+                    del here[guest.index]
+                    values = of_class[name, guest.index]
+                    self._gone[name] = add_up([self._gone[name], values])
         self._row(now, ("", -1), "host", host_values(self._host, add_up(list(sums.values()))))
         for name, values in sums.items():
             self._row(now, (name, -1), "class", values)
         for key, values in rows.items():
             self._row(now, key, "guest", values)
+        self._sampled = [("", -1), *((name, -1) for name in sums), *rows]
         self._last_ns = now
+
+    def _gauges(self, key: tuple[str, int], scope: str) -> list[Gauge]:
+        """What reads the pressure of the host, or of a guest from its arrival on."""
+        if scope == "guest" and key not in self._pressures:
+            (guest,) = self._of[key]
+            since = guest.life.arrived_ns or 0
+            self._pressures[key] = [Gauge(guest.pressure, "psi", since)]
+            if guest.is_vm:
+                self._pressures[key].append(Gauge(guest.own_pressure, "guest_psi", since))
+        return self._pressures.get(key, [])
 
     def _row(self, now: int, key: tuple[str, int], scope: str, values: dict[str, int]) -> None:
         slowdown = self._slowdown(key)
         pressures: dict[str, float] = {}
-        for gauge in self._pressures.get(key, ()):
+        for gauge in self._gauges(key, scope):
             counters, shares = gauge.read(now)
             values |= counters
             pressures |= shares
@@ -187,11 +215,7 @@ class Sampler:
             self.slowdowns.setdefault(key, []).append(slowdown)
 
     def _slowdown(self, key: tuple[str, int]) -> float | None:
-        class_, index = key
-        chosen = [
-            guest for guest in self._guests
-            if class_ in ("", guest.class_) and index in (-1, guest.index)
-        ]  # fmt: skip
+        chosen = self._of[key]
         elapsed = sum(guest.measured_elapsed_ns for guest in chosen)
         ideal = sum(guest.measured_ideal_ns for guest in chosen)
         before = self._measured.get(key, (0, 0))
@@ -206,14 +230,18 @@ class Sampler:
             return
         span = now - max(self._last_ns, self._warmup)
         self.weighed_ns += span
-        for key, values in self.totals.items():
+        for key in self._sampled:
+            values = self.totals[key]
             weights = self._weights.setdefault(key, dict.fromkeys(values, 0))
             for name, value in values.items():
                 weights[name] += value * span
 
-    def means(self, key: tuple[str, int], names: Mapping[str, object]) -> dict[str, int]:
-        """Time-weighted means of gauges after warm-up."""
-        weights = self._weights.get(key)
-        if weights is None or self.weighed_ns == 0:
+    def means(self, key: tuple[str, int], names: Mapping[str, object]) -> dict[str, float]:
+        """Time-weighted means of gauges after warm-up: of sizes in whole bytes."""
+        weights, over = self._weights.get(key), self.weighed_ns
+        if weights is None or over == 0:
             return {name: value for name, value in self.totals[key].items() if name in names}
-        return {name: weights[name] // self.weighed_ns for name in weights if name in names}
+        return {
+            name: weight // over if COLUMN[name].unit == "bytes" else weight / over
+            for name, weight in weights.items() if name in names
+        }  # fmt: skip

@@ -18,6 +18,7 @@ from simvm.scenario import (
     check_backing,
     check_channels,
     check_guest_memory,
+    check_lifecycle,
     check_passthrough,
     check_reclaim,
     check_swap,
@@ -49,6 +50,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     yield from check_reclaim.findings(scenario)
     yield from check_swap.findings(scenario)
     yield from check_backing.findings(scenario)
+    yield from check_lifecycle.findings(scenario)
     for name, guest in scenario.guests.items():
         where = f"guest.{name}"
         yield from _guest(scenario, where, guest)
@@ -213,20 +215,10 @@ def _guest(scenario: Scenario, where: str, guest: GuestClass) -> Iterator[Findin
                 f"{where}.workload", f"its table has room for {most} processes",
                 "write table_levels = 4, or fewer processes", (f"{where}.table_levels", "host.cpu"),
             )  # fmt: skip
-    if guest.stop is not None and guest.stop <= guest.start:
-        yield Finding(
-            f"{where}.stop", "must be later than start",
-            f'write more than "{format_ns(guest.start)}"', (f"{where}.start",),
-        )  # fmt: skip
     if guest.virtualization == "shadow" and cpu is not None and cpu.tagging == "VMID":
         yield Finding(
             f"{where}.virtualization", "KVM shadows page tables on x86 alone",
             'write virtualization = "nested", or the cpu of an x86 machine', ("host.cpu",),
-        )  # fmt: skip
-    if guest.stagger and guest.count == 1:
-        yield Finding(
-            f"{where}.stagger", "one guest alone cannot be staggered", "remove it, or raise count",
-            (f"{where}.count",),
         )  # fmt: skip
 
 

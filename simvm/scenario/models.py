@@ -33,6 +33,7 @@ from simvm.scenario.channels import AnyChannel, NoChannelSettings
 from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.guest_memory import GuestMemoryKeys
 from simvm.scenario.ksm import Ksm
+from simvm.scenario.lifecycle import LifecycleKeys
 from simvm.scenario.passthrough import Operations
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
@@ -195,10 +196,11 @@ class Phase(Model):
 # --- guests -----------------------------------------------------------------------------
 
 
-class GuestClass(GuestMemoryKeys):
+class GuestClass(GuestMemoryKeys, LifecycleKeys):
     """A class of guests, all alike."""
 
     count: f.Guests = 1
+    """How many there are in all; with `arrivals`, how many arrive at most."""
     memory: f.BlockMultiple
     memory_max: f.BlockMultiple
     """What virtio_mem can plug the guest up to; by default memory."""
@@ -209,7 +211,7 @@ class GuestClass(GuestMemoryKeys):
     """Memory of the VMM of each guest. 0 leaves it out, which errs low."""
     start: f.Time = 0
     stop: f.Duration | None = None
-    """When the guests of this class are shut down; by default when the run ends."""
+    """When all guests of this class depart, and no more arrive; by default when the run ends."""
     stagger: f.Time = 0
     """Guest i starts i times this later."""
     page_size: f.PageSize = 4 * units.KIB
