@@ -158,6 +158,7 @@ def key_tables() -> str:
         *_choices("guest.NAME.arrivals", "kind", "Arrivals"), ("guest.NAME.lifetime", "Lifetime"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),
         ("[[guest.NAME.workload]]", "Phase"), *_choices("pattern", "kind", "Pattern"),
+        *_choices("usage", "kind", "Usage"),
     )  # fmt: skip
     return "\n".join(_keys(title, definitions[name]) for title, name in tables)
 
@@ -283,6 +284,7 @@ MEANINGS = {
 FILLED = {
     "Phase.name": "`region`", "GuestClass.memory_max": "`memory`",
     "Host.table_levels": "the CPU's", "GuestClass.table_levels": "the CPU's",
+    "Phase.interval": "`1s`",
 }  # fmt: skip
 """Defaults that depend on another key, or on the CPU."""
 

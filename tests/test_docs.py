@@ -28,8 +28,8 @@ from simvm.model.policies import POLICIES
 from simvm.results import HEADLINE
 
 PAGES = ("README.md", "docs/index.md", "docs/scenario.md", "docs/results.md", "docs/trace.md",
-         "docs/design.md", "docs/translation.md", "docs/validation.md", "CONTRIBUTING.md",
-         "CHANGELOG.md")  # fmt: skip
+         "docs/usage.md", "docs/design.md", "docs/translation.md", "docs/validation.md",
+         "CONTRIBUTING.md", "CHANGELOG.md")  # fmt: skip
 SHIPPED = tuple(f"scenarios/{name}.toml" for name in refresh().SCENARIOS)
 NEEDS = {"docs/results.md": ("docs/scenario.md",)}
 """Pages that use files of other pages."""
@@ -137,7 +137,7 @@ def test_the_scenarios_that_a_page_shows_have_no_mistakes(page: str, tmp_path: P
 def test_no_toml_of_a_page_goes_unchecked(tmp_path: Path) -> None:
     shown = sum(block.language == "toml" for page in PAGES for block in blocks(page))
     written = [file for page in PAGES for file in write_files(page, tmp_path)]
-    assert shown == len(written) == len(set(written)) == 5
+    assert shown == len(written) == len(set(written)) == 6
 
 
 # --- what the pages say is so -----------------------------------------------------------
@@ -222,9 +222,9 @@ def test_the_summary_keys_are_those_of_a_run() -> None:
     assert set(summary["host"]) == names["host"] | names["all"]
     assert set(web) == names["a class"] | names["all"]
     assert set(guest) == names["a guest"] | names["all"]
-    opened = {"requests", "latency_ns", "service_ns"}
-    assert set(guest["phases"][0]) == names["a phase"] - opened
-    assert set(guest["phases"][1]) == names["a phase"]
+    opened, paced = {"requests", "latency_ns", "service_ns"}, {"late_ns"}
+    assert set(guest["phases"][0]) == names["a phase"] - opened - paced
+    assert set(guest["phases"][1]) == names["a phase"] - paced
     assert set(guest["regions"][0]) == names["a region"]
 
 

@@ -9,7 +9,7 @@ import scenarios_small as small
 from scenarios_small import BLOCK, GIB, MIB, MS, PAGE, S
 
 from simvm.hardware import load_costs
-from simvm.model.returns import GivenBack, means
+from simvm.model.returns import Frees, GivenBack, means
 
 COSTS = load_costs()
 SEQUENTIAL = {"kind": "sequential", "stride": BLOCK}
@@ -40,13 +40,20 @@ def test_times_count_from_the_free() -> None:
     free.returned(170, PAGE)
     free.returned(300, GIB)
     assert (free.first_gib_ns, free.last_ns, free.returned_bytes) == (70, 200, 2 * GIB)
-    never = GivenBack(at_ns=0, freed_bytes=GIB)
-    more = GivenBack(at_ns=0, freed_bytes=GIB)
-    more.returned(10, 5 * GIB)
-    assert means([free, never, more, None]) == {
+    frees = Frees()
+    assert frees.as_dict() is None
+    again = frees.begin(100, 3 * GIB)
+    again.returned(170, GIB)
+    again.returned(300, GIB)
+    frees.begin(300, GIB)
+    frees.begin(400, GIB).returned(410, 5 * GIB)
+    assert means([frees, Frees()]) == {
         "returned_share": 3 / 5, "first_gib_back_ns": 40, "last_back_ns": 105,
     }  # fmt: skip
-    assert set(means([None]).values()) == {None}
+    assert frees.as_dict() == {
+        "freed_bytes": 5 * GIB, "returned_bytes": 7 * GIB, "first_gib_ns": 40, "last_ns": 105,
+    }  # fmt: skip
+    assert set(means([Frees()]).values()) == {None}
 
 
 def test_without_a_channel_nothing_comes_back() -> None:

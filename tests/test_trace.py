@@ -27,6 +27,7 @@ from simvm.workload import (
     import_trace,
     lackey,
     open_trace,
+    parquet_files,
     read_header,
     trace,
     trace_info,
@@ -497,7 +498,7 @@ class TestHostileHeader:
 
     def test_a_footer_larger_than_a_reader_takes(self, tmp_path: Path, monkeypatch: Any) -> None:
         path = imported(tmp_path, HAND.read_bytes())
-        monkeypatch.setattr(trace, "_MAX_FOOTER_BYTES", 100)
+        monkeypatch.setattr(parquet_files, "_MAX_FOOTER_BYTES", 100)
         assert "footer" in mistake(path)
 
 

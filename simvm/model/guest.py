@@ -191,11 +191,11 @@ class Guest:
         return _core.AddressSpace(asid, shadow, None, self.owner)
 
     def allocate(
-        self, process: str, name: str, size: int, hugetlb: int | None = None
+        self, process: str, name: str, size: int, hugetlb: int | None = None, room: int = 0
     ) -> NamedRegion:
         """Make a named region of `size` bytes, mapped in whole pages. Nothing is touched.
 
-        `hugetlb`: in pages of so many bytes from the guest's pool.
+        `hugetlb`: in pages of so many bytes from the guest's pool; `room`: addresses to keep.
         """
         space = self.process(process)
         order = ORDER_BYTES.index(hugetlb or self.config.page_size) if self.is_vm else 0
@@ -204,12 +204,13 @@ class Guest:
             page = self.host.settings.page_size
         whole = -(-size // page) * page
         zeroing = self.is_vm and self.config.zeroing == "guest"
-        if not self.is_vm and space.next_address + whole > space.end:
-            space.move(*self._take_parts(space.core.asid, whole))
+        room = max(whole, room)
+        if not self.is_vm and space.next_address + room > space.end:
+            space.move(*self._take_parts(space.core.asid, room))
         core = _core.Region(
             space.next_address, whole, order, zeroing, space.core.asid, hugetlb is not None
         )
-        space.next_address += -(-whole // GUARD) * GUARD + GUARD
+        space.next_address += -(-room // GUARD) * GUARD + GUARD
         region = self.regions[process, name] = NamedRegion(process, name, size, core)
         return region
 
@@ -444,7 +445,7 @@ class Guest:
             tables += table.table_pages * PAGE
             deposits += table.deposited_pages * PAGE
         for region in self.regions.values():
-            regions += region.core.touched_bytes
+            regions += region.touched_bytes
         slat = self.slat
         return {
             "backed_bytes": self.backed_bytes,

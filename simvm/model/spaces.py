@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simvm import _core
@@ -21,6 +22,7 @@ class NamedRegion:
         self.name = name
         self.asked = asked
         self.core = core
+        self.count: Callable[[], int] | None = None     # of touched bytes, if others count them
 
     @property
     def may_be_huge(self) -> bool:
@@ -31,6 +33,11 @@ class NamedRegion:
     def used_bytes(self) -> int:
         """What the program accesses: the same for every size of page."""
         return min(self.asked, self.core.size)
+
+    @property
+    def touched_bytes(self) -> int:
+        """4 KiB for each page accessed since it was allocated."""
+        return self.core.touched_bytes if self.count is None else self.count()
 
 
 class Space:

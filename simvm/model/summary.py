@@ -44,7 +44,7 @@ def ratios(records: Iterable[PhaseRecord]) -> dict[str, float | None]:
 def of_phases(records: Iterable[PhaseRecord]) -> dict[str, Any]:
     """What phases came to: `ratios`, and what came back of the memory that they freed."""
     chosen = list(records)
-    return ratios(chosen) | means(record.given_back for record in chosen)
+    return ratios(chosen) | means(record.frees for record in chosen)
 
 
 def slowdown(guests: Iterable[Guest]) -> float | None:
@@ -89,8 +89,10 @@ def phase_summary(record: PhaseRecord) -> dict[str, Any]:
         "accesses": record.accesses,
         "parts": record.parts,
         "counters": record.counters,
-        "given_back": record.given_back.as_dict() if record.given_back else None,
+        "given_back": record.frees.as_dict(),
     }
+    if phase.paced:
+        summary["late_ns"] = record.late_ns
     if phase.open_loop:
         latencies = record.latencies_ns
         ranked = percentiles(latencies)
@@ -113,7 +115,7 @@ def region_summaries(guest: Guest) -> list[dict[str, Any]]:
             "process": region.process,
             "named_to_host": is_named(guest, region),
             "bytes": region.core.size,
-            "touched_bytes": region.core.touched_bytes,
+            "touched_bytes": region.touched_bytes,
             "backed_4k_bytes": held[0],
             "backed_2m_bytes": held[1],
             "backed_1g_bytes": held[2],

@@ -3,7 +3,8 @@
 Tasks run side by side, each on vCPUs of its own; the phases of a task run in order. In a
 closed loop each thread does its share of the accesses. In an open loop requests arrive by
 a Poisson process, queue, and are served by the first free thread: latency counts from
-arrival, elapsed time only while a request is served.
+arrival, elapsed time only while a request is served. Phases that keep to the clock are in
+`usage`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import simpy
 
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
-from simvm.model.returns import GivenBack
+from simvm.model.returns import Frees
 from simvm.model.swap.cxl import InPlace
+from simvm.model.usage import PacedPhase
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import CxlSwap, UniformPattern
 from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from, trace_of
@@ -45,7 +47,8 @@ class PhaseRecord:
     parts: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     latencies_ns: list[int] = field(default_factory=list)
-    given_back: GivenBack | None = None
+    frees: Frees = field(default_factory=Frees)
+    late_ns: int = 0    # of a paced phase: how far behind the clock it was at most
 
 
 class Task:
@@ -86,32 +89,35 @@ class Task:
         record = PhaseRecord(phase, repetition, env.now)
         self.records.append(record)
         self._before = self._parts(), self._counters()
-        size = phase.allocate
+        paced = PacedPhase(self, phase, record) if phase.paced else None
+        size, room = phase.allocate, 0
         if phase.pattern is not None and phase.pattern.kind == "trace":
             size = trace_of(phase.pattern).region_bytes
+        elif paced is not None and phase.usage is not None:
+            size, room = paced.first_bytes, paced.room
         if size is not None and (phase.process, phase.region) not in guest.regions:
-            yield from self._make_region(phase, size)
+            yield from self._make_region(phase, size, room)
         region = guest.regions[phase.process, phase.region]
         for operation in phase.hints_before:
-            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
-        if phase.pattern is not None:
+            yield from self.tell(phase, guest.channel.hinted(first, guest, region, operation))
+        if paced is not None:
+            yield from paced.run(region)
+        elif phase.pattern is not None:
             yield from self._access(phase, repetition, region, record)
-            yield from self._tell(phase, guest.channel.named(first, guest, region))
+            yield from self.tell(phase, guest.channel.named(first, guest, region))
         for operation in phase.hints_after:
-            yield from self._tell(phase, guest.channel.hinted(first, guest, region, operation))
+            yield from self.tell(phase, guest.channel.hinted(first, guest, region, operation))
         if phase.free != "none":
-            watch = Stopwatch(first.account, env.now)
-            yield from self._free(phase.free, region, record)
-            watch.stop(env.now, f"{guest.name} {phase.name}: freeing")
+            yield from self.free(phase.free, region, record)
         self.close_record()
 
-    def _make_region(self, phase: Phase, size: int) -> Process:
+    def _make_region(self, phase: Phase, size: int, room: int) -> Process:
         """Make a region; a new process needs a page for its table first."""
         guest, first = self.guest, self.vcpus[0]
         watch = Stopwatch(first.account, guest.host.env.now)
         while (phase.process, phase.region) not in guest.regions:
             try:
-                guest.allocate(phase.process, phase.region, size, phase.hugetlb)
+                guest.allocate(phase.process, phase.region, size, phase.hugetlb, room)
             except MemoryError:
                 yield from first.live_on(guest.mm.out_of_memory(first))
         watch.stop(guest.host.env.now, f"{guest.name} {phase.name}: making its region")
@@ -138,7 +144,7 @@ class Task:
     def _access(
         self, phase: Phase, repetition: int, region: NamedRegion, record: PhaseRecord
     ) -> Process:
-        guest, env = self.guest, self.guest.host.env
+        guest = self.guest
         assert phase.pattern is not None
         label = f"{guest.name}/{phase.name}/{repetition}"
         requests = Requests(guest, phase, label) if phase.open_loop else None
@@ -160,25 +166,36 @@ class Task:
                 stream, chunks = taken_from(
                     streams[0][0], region.used_bytes, phase.accesses_per_request
                 )
-            work = Work(phase, guest.process(phase.process), region, stream, chunks)
-            work.in_place = self._in_place(phase, region, f"{label}/{number}/in place")
-            works.append(work)
+            works.append(self.work(phase, region, (stream, chunks), f"{label}/{number}"))
             vcpu = self.vcpus[number]
             vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
             if requests is None:
                 bodies.append(self._closed(vcpu, works[-1], share_of(phase, number)))
             else:
                 bodies.append(requests.serve(vcpu, works[-1], record))
+        yield from self.side_by_side(bodies, works)
+        for number, (stream, _) in enumerate(streams):
+            guest.note_stream(f"{label}/{number}", stream.digest)
+        if not guest.alive:
+            raise GuestKilled
+
+    def work(
+        self, phase: Phase, region: NamedRegion, source: tuple[_core.Stream, Chunks], label: str
+    ) -> Work:
+        """What a thread of a phase is to do in a region."""
+        work = Work(phase, self.guest.process(phase.process), region, *source)
+        work.in_place = self._in_place(phase, region, f"{label}/in place")
+        return work
+
+    def side_by_side(self, bodies: list[Process], works: list[Work]) -> Process:
+        """Run threads, and whoever feeds them, until all have ended."""
+        guest, env = self.guest, self.guest.host.env
         threads = [env.process(self._guarded(body)) for body in bodies]
         guest.activities += threads
         guest.works += works
         yield env.all_of(threads)
         guest.works = [each for each in guest.works if each not in works]
         guest.activities = [each for each in guest.activities if each not in threads]
-        for number, (stream, _) in enumerate(streams):
-            guest.note_stream(f"{label}/{number}", stream.digest)
-        if not guest.alive:
-            raise GuestKilled
 
     def _in_place(self, phase: Phase, region: NamedRegion, label: str) -> InPlace | None:
         """What estimates the latency of memory beside RAM; None where there is none.
@@ -211,7 +228,7 @@ class Task:
         with suppress(simpy.Interrupt, GuestKilled):
             yield from body
 
-    def _tell(self, phase: Phase, calls: Process) -> Process:
+    def tell(self, phase: Phase, calls: Process) -> Process:
         """Calls over the channel, by the first vCPU, on its time."""
         first, env = self.vcpus[0], self.guest.host.env
         watch = Stopwatch(first.account, env.now)
@@ -219,14 +236,16 @@ class Task:
         first.leave_core()
         watch.stop(env.now, f"{self.guest.name} {phase.name}: telling the host")
 
-    def _free(
+    def free(
         self, size: int | Literal["all"], region: NamedRegion, record: PhaseRecord
     ) -> Process:
+        """Free a region or its tail, by the first vCPU, and tell the host through the channel."""
         guest, first = self.guest, self.vcpus[0]
+        watch = Stopwatch(first.account, guest.host.env.now)
         yield from first.enter_core()
         extents = guest.free(region, size)
         freed = sum(length for _, length in extents)
-        guest.given_back = record.given_back = GivenBack(guest.host.env.now, freed)
+        guest.given_back = record.frees.begin(guest.host.env.now, freed)
         if guest.is_vm:
             yield from first.pay_for_traps()
             yield from guest.channel.freed(first, guest, extents)
@@ -236,6 +255,7 @@ class Task:
             guest.forget(region, length)
             yield from first.spend(("shootdown_ns", cost))
         first.rest()
+        watch.stop(guest.host.env.now, f"{guest.name} {record.phase.name}: freeing")
 
 
 class Requests:

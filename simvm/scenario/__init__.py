@@ -43,14 +43,17 @@ from simvm.scenario.reclaim import (
     Reclaim,
 )
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, NvmeSwap, Swap, ZramSwap, ZswapSwap
+from simvm.scenario.usage import BurstyUsage, DiurnalUsage, RecordedUsage, Usage
 
 __all__ = [
     "BASE",
     "BUILTIN_TRACE",
+    "BurstyUsage",
     "ChannelSettings",
     "Content",
     "CxlSwap",
     "DamonReclaim",
+    "DiurnalUsage",
     "DriftingPattern",
     "Fragmentation",
     "GuestClass",
@@ -73,12 +76,14 @@ __all__ = [
     "PointerChasePattern",
     "Proactive",
     "Reclaim",
+    "RecordedUsage",
     "Scenario",
     "SequentialPattern",
     "StridedPattern",
     "Swap",
     "TracePattern",
     "UniformPattern",
+    "Usage",
     "ZipfPattern",
     "ZramSwap",
     "ZswapSwap",

@@ -22,6 +22,7 @@ from simvm.scenario import (
     check_passthrough,
     check_reclaim,
     check_swap,
+    check_usage,
 )
 from simvm.scenario.check_swap import swap_bytes
 from simvm.scenario.finding import Finding
@@ -59,9 +60,12 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
         yield from check_channels.findings(scenario.host, where, guest)
         yield from check_passthrough.findings(scenario.host, where, guest)
         yield from check_guest_memory.findings(where, guest)
+        yield from check_usage.findings(scenario.scenario, where, guest)
     yield from _tags(scenario)
     phases = [phase for guest in scenario.guests.values() for phase in guest.workload]
-    working = any(phase.pattern or phase.accesses or phase.rate for phase in phases)
+    working = any(
+        phase.pattern or phase.accesses or phase.rate or phase.usage for phase in phases
+    )
     if scenario.scenario.duration == "work" and not working:
         yield Finding(
             "scenario.duration", "no phase accesses memory, so there is no work to be done",
@@ -250,7 +254,8 @@ def _phases(where: str, guest: GuestClass) -> Iterator[Finding]:
                 f"{at}.name", f"two phases have the name {phase.name!r}", "give each its own"
             )
         seen.add(phase.name)
-        for key, rule, fix in (*_loop(phase), *_trace(phase), *_rest(phase)):
+        wrong = check_usage.loop(phase) if phase.paced else _loop(phase)
+        for key, rule, fix in (*wrong, *_trace(phase), *_rest(phase)):
             yield Finding(f"{at}.{key}", rule, fix, (at,))
         if phase.threads > guest.vcpus:
             yield Finding(
@@ -316,11 +321,13 @@ def _trace(phase: Phase) -> Iterator[_Wrong]:
 
 def _rest(phase: Phase) -> Iterator[_Wrong]:
     makes = phase.allocate is not None or isinstance(phase.pattern, TracePattern)
+    makes |= phase.usage is not None
     if phase.repeat > 1 and makes and phase.free != "all":
         fix = 'write free = "all", or allocate in a phase of its own'
         yield "repeat", "a phase that allocates and is repeated must free all", fix
     if phase.every is not None and phase.repeat == 1:
         yield "every", "means nothing without repeat", "remove it, or write repeat = 2 or more"
+    yield from check_usage.interval(phase)
 
 
 def trace_region_bytes(file: str) -> int:
@@ -349,6 +356,7 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
     pages: dict[tuple[str, str], int] = {}
     pooled: set[tuple[str, str]] = set()
     peaks: dict[str, int] = {}
+    followed: dict[tuple[str, str], str] = {}
     for phase in guest.workload:
         at, place = f"{where}.workload.{phase.name}", (phase.process, phase.region)
         size = _made(phase)
@@ -361,6 +369,7 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
             page = pages[place] = check_guest_memory.page_of(guest, phase)
             live[place], made_by[place] = -(-size // page) * page, phase.task
             (pooled.discard if phase.hugetlb is None else pooled.add)(place)
+            followed.pop(place, None)
         if place not in live:
             yield Finding(
                 f"{at}.region", f"no earlier phase of the process {phase.process!r} allocates "
@@ -368,8 +377,24 @@ def _regions(where: str, guest: GuestClass) -> Iterator[Finding]:
                 'add allocate = "1GiB"', uses,
             )  # fmt: skip
             continue
+        if place in followed:
+            yield Finding(
+                f"{at}.region", f"{phase.region!r} follows the series of {followed[place]}, and no "
+                "other phase uses it", 'write free = "all" there, or choose another name', uses,
+            )  # fmt: skip
+            continue
+        least = live[place]
+        if phase.usage is not None:
+            followed[place] = phase.name
+            least = (check_usage.extremes(phase.usage) or (least, least))[0]
+        if least < PAGE:
+            yield Finding(
+                f"{at}.usage", "the least that the series uses is less than a page",
+                "scale it, or begin where something is used", uses,
+            )  # fmt: skip
+            continue
         yield from (Finding(f"{at}.{key}", rule, fix, uses) for key, rule, fix in
-                    _fits_region(phase, live[place]))  # fmt: skip
+                    _fits_region(phase, least))  # fmt: skip
         own = {key: bytes_ for key, bytes_ in live.items() if key not in pooled}
         held = sum(bytes_ for key, bytes_ in own.items() if made_by[key] == phase.task)
         peaks[phase.task] = max(peaks.get(phase.task, 0), held)
@@ -386,6 +411,9 @@ def _made(phase: Phase) -> int | None:
             return trace_region_bytes(phase.pattern.file)
         except InvalidInput:
             return PAGE  # reported where the trace is checked
+    if phase.usage is not None:
+        _, most = check_usage.extremes(phase.usage) or (PAGE, PAGE)
+        return max(PAGE, most)
     return phase.allocate
 
 

@@ -60,14 +60,14 @@ def findings(where: str, guest: GuestClass) -> Iterator[Finding]:
         at = f"{where}.workload.{phase.name}.hugetlb"
         if phase.hugetlb is None:
             continue
-        page = format_bytes(phase.hugetlb)
-        if phase.allocate is None:
+        page, least = format_bytes(phase.hugetlb), phase.allocate or phase.hugetlb
+        if phase.allocate is None and phase.usage is None:
             yield Finding(at, "belongs to a phase that allocates", "remove it", (at,))
         elif not guest.pool_bytes(phase.hugetlb):
             key = "size_2m" if phase.hugetlb == 2 * MIB else "size_1g"
             yield Finding(
                 at, f"the guest has no pool of {page} pages",
-                f'add hugetlb = {{ {key} = "{format_bytes(-(-phase.allocate // GIB) * GIB)}" }}',
+                f'add hugetlb = {{ {key} = "{format_bytes(-(-least // GIB) * GIB)}" }}',
                 (f"{where}.hugetlb",),
             )  # fmt: skip
 

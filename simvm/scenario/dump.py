@@ -78,6 +78,9 @@ def _each_file(tree: dict[str, Any], change: Any) -> None:
             pattern = phase.get("pattern")
             if pattern and pattern["kind"] == "trace" and pattern["file"] != BUILTIN_TRACE:
                 pattern["file"] = change(pattern["file"])
+            usage = phase.get("usage")
+            if usage and usage["kind"] == "recorded":
+                usage["file"] = change(usage["file"])
 
 
 def values(scenario: Scenario) -> Iterator[tuple[tuple[str, ...], str]]:

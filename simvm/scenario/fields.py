@@ -260,6 +260,9 @@ Part = Annotated[float, _real(0, 1, open_ends=True), _interval(0, 1, open_ends=T
 Ratio = Annotated[float, _real(1, 64, open_ends=False), _interval(1, 64, open_ends=False)]
 """1 or more."""
 
+Scale = Annotated[float, _real(0, 1000, open_ends=True), _interval(0, 1000, open_ends=True)]
+"""More than 0: what something is multiplied by."""
+
 Exponent = Annotated[float, _real(0, 20, open_ends=True), _interval(0, 20, open_ends=True)]
 
 

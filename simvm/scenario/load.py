@@ -51,6 +51,7 @@ _STAND_INS: Final[dict[str, Any]] = {
     "memory": "8GiB",
     "memory_max": "8GiB",
     "pattern": {"kind": "uniform"},
+    "usage": {"kind": "diurnal", "low": "4KiB", "high": "4KiB"},
 }
 
 
@@ -242,7 +243,7 @@ def _apply(draft: _Draft, variants: Any, name: str) -> None:
 
 
 def _resolve_files(draft: _Draft, folder: Path) -> None:
-    """Make the paths of a CPU's file and of traces absolute."""
+    """Make the paths of a CPU's file, of traces and of usage files absolute."""
     places: list[tuple[Place, dict[str, Any], str]] = []
     host = draft.tree.get("host")
     if isinstance(host, dict) and isinstance(host.get("cpu"), str) and is_path(host["cpu"]):
@@ -251,12 +252,9 @@ def _resolve_files(draft: _Draft, folder: Path) -> None:
     for name, guest in guests.items() if isinstance(guests, Mapping) else ():
         phases = guest.get("workload") if isinstance(guest, Mapping) else None
         for phase in phases if isinstance(phases, list) else ():
-            pattern = phase.get("pattern") if isinstance(phase, Mapping) else None
-            if not isinstance(pattern, dict) or pattern.get("kind") != "trace":
-                continue
-            if isinstance(pattern.get("file"), str) and pattern["file"] != BUILTIN_TRACE:
-                at = ("guest", str(name), "workload", str(phase.get("name")), "pattern", "file")
-                places.append((at, pattern, "file"))
+            for key, table in _tables_with_file(phase):
+                at = ("guest", str(name), "workload", str(phase.get("name")), key, "file")
+                places.append((at, table, "file"))
     for place, table, key in places:
         draft.written[place] = table[key]
         start = Path() if draft.origin(place) == "--set" else folder
@@ -265,6 +263,16 @@ def _resolve_files(draft: _Draft, folder: Path) -> None:
         except (OSError, ValueError):
             draft.refuse(place, shown(table[key]), "must be the path of a file", "correct the path")
             table[key] = BUILTIN_TRACE if key == "file" else _STAND_INS["cpu"]
+
+
+def _tables_with_file(phase: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tables of a phase that name a file, with their keys."""
+    for key, kinds in (("pattern", ("trace",)), ("usage", ("recorded", None))):
+        table = phase.get(key) if isinstance(phase, Mapping) else None
+        if isinstance(table, dict) and table.get("kind") in kinds:
+            file = table.get("file")
+            if isinstance(file, str) and (key, file) != ("pattern", BUILTIN_TRACE):
+                yield key, table
 
 
 # --- validating -------------------------------------------------------------------------
@@ -284,14 +292,14 @@ def _validate(draft: _Draft) -> Scenario | None:
             break
         except ValidationError as error:
             details = error.errors(include_url=False)[:_MAX_MISTAKES]
-        tree = copy.deepcopy(tree)
+        given, tree = tree, copy.deepcopy(tree)
         for detail in details:
-            place = place_of(detail, tree)
+            place = place_of(detail, given)
             if place[:2] == ("expect", BASE) and BASE not in draft.tree["expect"]:
                 place = ("expect", *place[2:])
             faulty.add(place)
             if attempt == 0 and not _echo(place, draft.tree, details):
-                rule, fix = explain(detail, tree)
+                rule, fix = explain(detail, given)
                 value = draft.written.get(place, _lookup(draft.tree, place))
                 draft.refuse(place, shown(value), rule, fix)
             _stand_in(tree, place)
@@ -339,8 +347,9 @@ def _stand_in(tree: dict[str, Any], place: Place) -> None:
         if required and isinstance(guest, dict):
             guest["workload"] = []
             return
-    if "pattern" in place:
-        place = place[: place.index("pattern") + 1]
+    for key in ("pattern", "usage"):
+        if key in place:
+            place = place[: place.index(key) + 1]
     parent = _lookup(tree, place[:-1])
     if isinstance(parent, dict):
         parent.pop(place[-1], None)

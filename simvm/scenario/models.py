@@ -37,6 +37,7 @@ from simvm.scenario.lifecycle import LifecycleKeys
 from simvm.scenario.passthrough import Operations
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
+from simvm.scenario.usage import Usage
 from simvm.units import UnitError
 
 SCHEMA_VERSION: Final = 1
@@ -130,7 +131,7 @@ AnyPattern = (
     | TracePattern
 )
 
-LATER_PATTERNS: Final = ("mix", "usage")
+LATER_PATTERNS: Final = ("mix",)
 """Patterns that are not modelled yet."""
 
 Pattern = Annotated[
@@ -160,14 +161,20 @@ class Phase(Model):
     """Size of the region that this phase makes; without it, the region is an earlier phase's."""
     hugetlb: f.HugePageSize | None = None
     """The region that it makes takes huge pages from the guest's pool of this size."""
+    usage: Usage | None = None
+    """The phase makes a region whose size follows a series; see below."""
     pattern: Pattern | None = None
     accesses: f.Count | None = None
     """Closed loop: accesses of one guest, split over its threads."""
     rate: f.Count | None = None
     """Open loop: requests that arrive in a second, in each guest."""
     accesses_per_request: f.Count | None = None
+    access_rate: f.Count | None = None
+    """Paced closed loop: accesses in a second of one guest while it is fully active."""
+    interval: f.Duration | None = None
+    """Paced: each thread does its share of an interval's accesses, then rests until its end."""
     duration: f.Duration | None = None
-    """Open loop: for how long requests arrive."""
+    """Open loop and paced: for how long requests arrive, or accesses are due."""
     cycles_per_access: f.Cycles = 20
     """Compute and data latency of an access when its translation is free."""
     walk_exposed: f.Share = 1.0
@@ -191,6 +198,11 @@ class Phase(Model):
     def open_loop(self) -> bool:
         """Whether requests arrive by themselves."""
         return self.rate is not None
+
+    @property
+    def paced(self) -> bool:
+        """Whether it keeps to the clock: its accesses, its region, or both."""
+        return self.access_rate is not None or self.usage is not None
 
 
 # --- guests -----------------------------------------------------------------------------

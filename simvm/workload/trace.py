@@ -19,7 +19,6 @@ values. A trace is an order of addresses.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from enum import IntEnum
@@ -35,6 +34,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simvm.errors import InvalidInput, Mistake
 from simvm.workload.page_set import BLOCK_SHIFT, PAGE_SHIFT, PAGES_PER_BLOCK, PageSet
+from simvm.workload.parquet_files import DECODE_ERRORS, check_marks, parquet_file
+from simvm.workload.parquet_files import refusal as refusal
 from simvm.workload.parquet_pages import page_sizes
 
 FORMAT = "simvm-trace"
@@ -55,8 +56,6 @@ _ADDRESS_SPACE_BYTES = 1 << 64
 LINES_PER_PAGE = 64
 
 METADATA_KEY = b"simvm.trace"
-_MAGIC = b"PAR1"
-_MAX_FOOTER_BYTES = 64 << 20
 # Of one column in one row group: a dictionary of 8 bytes for every access, and its indices.
 _MAX_COLUMN_BYTES = 16 * ROW_GROUP_ACCESSES
 
@@ -67,9 +66,6 @@ SCHEMA = pa.schema(
         pa.field("kind", pa.uint8(), nullable=False),
     ]
 )
-
-# What pyarrow raises on damaged bytes: its own errors, and built-in ones from its decoders.
-_DECODE_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError)
 
 
 class Kind(IntEnum):
@@ -283,15 +279,15 @@ def read_header(path: str | os.PathLike[str]) -> TraceHeader:
         As :func:`open_trace`.
     """
     path = Path(path)
-    _check_marks(path)
+    check_marks(path, "trace", _RULE, _FIX, _IMPORT_AGAIN)
     try:
-        with _parquet_file(path) as parquet:
+        with parquet_file(path) as parquet:
             text = (parquet.metadata.metadata or {}).get(METADATA_KEY)
             if text is None or not parquet.schema_arrow.equals(SCHEMA):
                 raise refusal(path, "", "a Parquet file of another kind", _RULE, _FIX)
             header = _parse_header(path, text)
             _check_layout(path, parquet.metadata, header)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, InvalidInput):
             raise
         raise _damaged(path, error) from None
@@ -324,11 +320,6 @@ _IMPORT_AGAIN = "import the trace again with `simvm trace import`"
 _FIX = "make one from a recording with `simvm trace import`"
 
 
-def refusal(path: Path, key: str, value: str, rule: str, fix: str) -> InvalidInput:
-    """An :class:`InvalidInput` of one mistake, to raise."""
-    return InvalidInput([Mistake(file=str(path), key=key, value=value, rule=rule, fix=fix)])
-
-
 def _damaged(path: Path, error: BaseException) -> InvalidInput:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return refusal(path, "", reason, "the trace must be whole, and is damaged", _IMPORT_AGAIN)
@@ -343,43 +334,6 @@ def gib_pages(segments: tuple[Segment, ...]) -> int:
         pages += end - max(first - 1, last)
         last = end
     return pages
-
-
-def _check_marks(path: Path) -> None:
-    """Refuse, before any library reads it, what does not begin and end as a trace does."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            head = file.read(len(_MAGIC))
-            file.seek(max(0, size - 8))
-            tail = file.read(8)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise refusal(path, "", reason, "must be a readable file", "correct the path") from None
-    if head != _MAGIC[: len(head)] or not head:
-        raise refusal(path, "", f"begins with {head!r}", _RULE, _FIX)
-    footer = int.from_bytes(tail[:4], "little")
-    if size < 16 or tail[4:] != _MAGIC or footer + 12 > size:
-        raise refusal(
-            path, "", f"{size} bytes", "the trace must be whole, and is cut short", _IMPORT_AGAIN
-        )
-    if footer > _MAX_FOOTER_BYTES:
-        raise refusal(
-            path, "", f"a footer of {footer} bytes", f"at most {_MAX_FOOTER_BYTES}", _IMPORT_AGAIN
-        )
-
-
-@contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    with path.open("rb") as file:
-        yield pq.ParquetFile(
-            file,
-            pre_buffer=False,
-            thrift_string_size_limit=_MAX_FOOTER_BYTES,
-            thrift_container_size_limit=1 << 18,
-            page_checksum_verification=True,
-        )
 
 
 def _parse_header(path: Path, text: bytes) -> TraceHeader:
@@ -479,7 +433,7 @@ def _raw_records(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]]:
     """The columns as they stand in the file, in pieces of at most `max_accesses`."""
     try:
-        with path.open("rb") as raw, _parquet_file(path) as parquet:
+        with path.open("rb") as raw, parquet_file(path) as parquet:
             for i in range(parquet.metadata.num_row_groups):
                 group = parquet.metadata.row_group(i)
                 for c in range(group.num_columns):
@@ -500,7 +454,7 @@ def _raw_records(
                     yield page, line, kind
                 if rows != group.num_rows:
                     raise ValueError(f"row group {i} holds {rows} accesses, not {group.num_rows}")
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         if isinstance(error, InvalidInput):
             raise
         raise _damaged(path, error) from None

@@ -37,7 +37,7 @@ class Passthrough(NoChannel):
         """Name what the region has and the host knows under no name, or under another."""
         table = guest.processes[region.process].table
         assert table is not None
-        now = region.core.touched_bytes, table.leaves
+        now = region.touched_bytes, table.leaves
         if self._names and self._seen.get(region) != now:
             self._seen[region] = now
             ranges = [

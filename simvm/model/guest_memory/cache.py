@@ -6,6 +6,9 @@ read from the guest's disk into memory that the host must back. Nothing leaves t
 by reclaim, so it fills what programs leave free. A piece that is written makes its pages
 dirty, until reclaim writes them.
 
+Where a series says how large the cache is, the program reads so much of the files and no more;
+and before it reads on, the kernel drops pages from the old end until the cache has that size.
+
 Left out: flusher threads; files that programs map; the host's own cache of the guest's disk.
 """
 
@@ -73,12 +76,18 @@ class PageCache:
         self._kernel = kernel
         self._settings = settings
         self._pages = settings.files // PAGE
+        self._most: int | None = None   # bytes of the cache, where a series says so
         self.disk = Disk(mm, settings)
         seed = guest.scenario.scenario.seed
         self._random = np.random.Generator(random_bits(seed, f"{guest.name}/page cache"))
         self._copy = guest.host.costs.copy_bandwidth_bytes_per_s
         self.reads = 0      # pages read or written by the program
         self.misses = 0     # pages read from the disk
+
+    def follow(self, size: int) -> None:
+        """Be of this size from now on."""
+        self._most = size
+        self._pages = min(size, self._settings.files) // PAGE
 
     def serve(self) -> Process:
         """Read at the rate, or as fast as the disk lets it."""
@@ -88,7 +97,11 @@ class PageCache:
         while True:
             due = started + pieces * size * 1_000_000_000 // self._settings.read_rate
             yield from thread.sleep(max(0, due - env.now))
-            yield from self._piece(thread, pieces)
+            if self._most is not None and self._kernel.cache_bytes > self._most:
+                assert self._mm.reclaimer is not None
+                yield from self._mm.reclaimer.drop_files(self._most, thread)
+            if self._pages:
+                yield from self._piece(thread, pieces)
             pieces += 1
 
     def _piece(self, thread: GuestThread, number: int) -> Process:

@@ -108,6 +108,18 @@ class GuestReclaimer:
                 tries += 1
         return memory.free_bytes >= enough
 
+    def drop_files(self, most: int, thread: Payer) -> Process:
+        """Drop pages of files, the old ones first, until the cache has `most` bytes."""
+        tries = 0
+        while self._kernel.cache_bytes > most and tries < MAX_RETRIES:
+            taken = look(self._kernel, FILE)
+            spare = (self._kernel.cache_bytes - most + PAGE - 1) // PAGE
+            dropped = taken.evict[:spare]
+            self._take_files(dropped)
+            cost = max(1, taken.scanned) * self._costs.reclaim_scan_ns
+            yield from thread.spend(cost + len(dropped) * self._costs.zap_4k_ns)
+            tries = 0 if dropped or taken.activated else tries + 1
+
     @property
     def _writing_bytes(self) -> int:
         disk = self._mm.cache.disk.writing_bytes if self._mm.cache is not None else 0
