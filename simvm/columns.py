@@ -183,8 +183,10 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _count("protection_faults", "faults", "Accesses to memory that the guest had protected; each "
            "ends its guest."),
     _count("requests", "requests", "Requests of open-loop phases completed."),
-    _count("arrived_guests", "guests", "Guests that have begun to boot."),
+    _count("arrived_guests", "guests", "Guests that have begun to boot or to migrate in."),
     _count("departed_guests", "guests", "Guests that are gone, however they went."),
+    _count("migrated_in_bytes", "bytes", "Guest memory that has come by live migration."),
+    _count("migrated_out_bytes", "bytes", "Guest memory sent by live migration, all rounds."),
     _count("oom_kills", "guests", "Guests killed because nothing was left to reclaim."),
     _time("elapsed_ns", "vCPU time from the start to the end of phases: the sum of its parts."),
     _time("ideal_ns", "vCPU time had translation, faults and waiting been free."),

@@ -208,7 +208,7 @@ def go_away(made: Simulation, vcpu: VirtualCpu) -> None:
     list(cores.acquire())                                                   # 0
     cores.release(1)
     list(vcpu.enter_core())
-    list(vcpu._catch_up())
+    list(vcpu.catch_up())
     assert vcpu._on == 1
 
 
@@ -219,7 +219,7 @@ def come_home(made: Simulation, vcpu: VirtualCpu) -> None:
     list(cores.acquire(vcpu))       # core 1, in the vCPU's name
     cores.release(0)
     list(vcpu.enter_core())
-    list(vcpu._catch_up())
+    list(vcpu.catch_up())
     assert vcpu._on == 0
 
 
@@ -266,7 +266,7 @@ def test_a_range_keeps_what_it_does_not_touch() -> None:
         assert guest.zap(leaf.target, PAGE) > 0
         (vcpu,) = guest.vcpus
         list(vcpu.enter_core())
-        list(vcpu._catch_up())
+        list(vcpu.catch_up())
         mmu = vcpu.core.mmu
         for page in range(1, 512):
             assert mmu.access(space.core, region.core.base + page * PAGE)[0] == _core.OK
@@ -293,7 +293,7 @@ def test_a_process_of_a_container_drops_what_lies_beyond_its_first_tebibyte() ->
         guest.slat.unmap(va)
         guest.invalidate(va, PAGE)
         list(vcpu.enter_core())
-        list(vcpu._catch_up())
+        list(vcpu.catch_up())
         assert mmu.access(space.core, va)[0] != _core.OK
 
 

@@ -335,9 +335,9 @@ def test_an_invalidation_during_an_interruption_is_applied_at_the_next_entry() -
     made.guests[0].life.begin()
     vcpu = made.guests[0].vcpus[0]
     list(vcpu.enter_core())
-    list(vcpu._catch_up())
+    list(vcpu.catch_up())
     vcpu.kick()
-    entering = vcpu._catch_up()
+    entering = vcpu.catch_up()
     next(entering)                 # the vCPU pays for the interruption
     made.guests[0].invalidate(0, PAGE)      # and something else changes meanwhile
     assert vcpu._mmu._pending

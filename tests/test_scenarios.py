@@ -18,7 +18,7 @@ from simvm.workload import builtin_trace, trace_info
 
 NAMES = (
     "passthrough", "overcommit", "trace", "swap_tiers", "ksm", "fragmentation", "reclaim_shootout",
-    "give_back",
+    "give_back", "churn",
 )  # fmt: skip
 KILLS = {("swap_tiers", "none")}  # variants that show the OOM killer
 MOST_ACCESSES = 120_000_000

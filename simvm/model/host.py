@@ -19,6 +19,7 @@ from simvm.model.compaction import Compactor
 from simvm.model.fragmentation import scatter
 from simvm.model.khugepaged import HugePageDaemon
 from simvm.model.ksm import Ksmd
+from simvm.model.migration import MigrationLink
 from simvm.model.mmus import CoreMmu
 from simvm.model.pressure import Pressure
 from simvm.model.queues import Channels, Cores, Process
@@ -91,6 +92,7 @@ class Host:
         self.container_fault_ns = tuple(costs.host_fault_ns + z for z in zero)
         self.reclaimer = Reclaimer(self)
         self.ksm = Ksmd(self, host.ksm) if host.ksm is not None else None
+        self.migration = MigrationLink(env, host.migration)
         self.compactor = Compactor(self)
         self.khugepaged = None
         if host.khugepaged is not None:

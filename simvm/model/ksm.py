@@ -117,6 +117,9 @@ class Ksmd:
         The kernel has no need of this, for it compares checksums; so it costs nothing.
         """
         ranges: list[list[int]] = []
+        guest.life.note_written(
+            address for address, state in pages if state & DIRTY and not state & MERGED
+        )
         for address, state in pages:
             if not state & DIRTY or state & MERGED:
                 continue

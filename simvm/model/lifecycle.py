@@ -1,4 +1,4 @@
-"""How guests come and go: when they arrive, boot, run and depart.
+"""How guests come and go: when they arrive, boot or migrate in, run, and depart.
 
 A member's arrival and lifetime are drawn from the scenario's seed under its own name, so
 they depend neither on the other members nor on what happens in the run.
@@ -7,8 +7,9 @@ they depend neither on the other members nor on what happens in the run.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
@@ -18,6 +19,7 @@ from simvm.hardware.geometry import ORDER_BYTES, PAGE
 from simvm.model.accounts import Stopwatch
 from simvm.model.host import STRUCT_PAGE_BYTES
 from simvm.model.kernel_threads import until_killed
+from simvm.model.migration import Sender, Transfer, receive
 from simvm.model.queues import Process
 from simvm.model.spaces import new_table
 from simvm.model.vcpu import GuestKilled
@@ -69,6 +71,11 @@ class Population:
             self._waiting.append(vacancy)
             yield vacancy
             life.due_ns = self._env.now
+        return self.open
+
+    @property
+    def open(self) -> bool:
+        """Whether members may still arrive."""
         return self._config.stop is None or self._env.now < self._config.stop
 
     def _departed(self, _: simpy.Event) -> None:
@@ -87,6 +94,10 @@ class Life:
         self.arrived_ns: int | None = None
         self.departed_ns: int | None = None
         self.gone = self._env.event()
+        self.migrated_in: Transfer | None = None
+        self.migrated_out: Transfer | None = None
+        self._leaving: simpy.Process | None = None
+        self._sender: Sender | None = None
 
     def may_exist(self, now: int) -> bool:
         """Whether it has come by now, or comes at this moment."""
@@ -154,30 +165,45 @@ class Life:
     # --- from arrival to departure ------------------------------------------------------
 
     def run(self, population: Population, tasks: list[Task]) -> Process:
-        """All of it, to the end of the guest's work."""
+        """All of it, to the end of the guest's work and of a departure that has begun."""
         guest, env = self._guest, self._env
         comes = yield from population.turn(self, guest.index)
-        try:
-            if comes:
-                self.begin()
-        except MemoryError:
-            guest.failure = "the host has no memory to start it"
-            comes = False
+        if comes and guest.config.migrate_in is not None:
+            with guest.host.migration.turns.request() as turn:
+                yield turn
+                comes = population.open and (yield from self._come(self._migrate_in()))
+        elif comes:
+            comes = yield from self._come(self._boot())
         if not comes:
             self.gone.succeed()
-            return
-        env.process(self._depart_in_time())
-        boot = env.process(self._boot())
-        guest.activities.append(boot)
-        yield boot
-        guest.activities.remove(boot)
-        if guest.alive:
+        elif guest.alive:
             beside = env.process(until_killed(guest.channel.serve(guest)))
             guest.activities.append(beside)
             guest.activities += [env.process(until_killed(each)) for each in guest.mm.activities()]
             work = [env.process(task.run()) for task in tasks]
             guest.activities += work
             yield env.all_of(work)
+            if self._leaving is not None:
+                yield self._leaving
+
+    def _come(self, start: Process) -> Process:
+        """Begin, and get ready to run; False when the host has no memory for that."""
+        guest = self._guest
+        try:
+            self.begin()
+        except MemoryError:
+            guest.failure = "the host has no memory to start it"
+            return False
+        self._env.process(self._depart_in_time())
+        starting = self._env.process(start)
+        guest.activities.append(starting)
+        yield starting
+        guest.activities.remove(starting)
+        return True
+
+    def _migrate_in(self) -> Process:
+        self.migrated_in = Transfer(self._env.now)
+        yield from until_killed(receive(self._guest, self.migrated_in))
 
     def _boot(self) -> Process:
         """Start the VMM; back boot footprint and struct pages: the guest's kernel writes them."""
@@ -214,5 +240,39 @@ class Life:
         if at is None:
             return
         yield self._env.timeout(at - self._env.now)
-        if self._guest.alive:
-            self._guest.kill(None)
+        guest = self._guest
+        arriving = self.migrated_in is not None and self.migrated_in.end_ns is None
+        if guest.alive and guest.config.migrate_out is not None and not arriving:
+            self._leaving = self._env.process(until_killed(self._migrate_out()))
+            guest.activities.append(self._leaving)
+        elif guest.alive:
+            guest.kill(None)
+
+    def _migrate_out(self) -> Process:
+        guest, settings = self._guest, self._guest.config.migrate_out
+        assert settings is not None
+        with guest.host.migration.turns.request() as turn:
+            yield turn
+            self.migrated_out = Transfer(self._env.now)
+            self._sender = Sender(guest, settings, self.migrated_out)
+            yield from self._sender.run()
+        guest.kill(None)
+
+    def note_cleared(self, address: int, size: int) -> None:
+        """Somebody is about to clear D of a range: a migration must send what was written."""
+        if self._sender is not None:
+            self._sender.note(address, size)
+
+    def note_written(self, pages: Iterable[int]) -> None:
+        """Somebody has cleared D of these pages, which had it."""
+        if self._sender is not None:
+            self._sender.noted.update(pages)
+
+    def summary(self) -> dict[str, Any]:
+        """For the summary of a guest: times in ns, null where there is none."""
+        return {
+            "arrived_ns": self.arrived_ns,
+            "departed_ns": self.departed_ns,
+            "migrated_in": self.migrated_in.as_dict() if self.migrated_in else None,
+            "migrated_out": self.migrated_out.as_dict() if self.migrated_out else None,
+        }

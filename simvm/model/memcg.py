@@ -6,7 +6,8 @@ if that gives nothing the guest is killed; above `high` it does the same after i
 sleeps the longer the farther it is above. Reclaim for the host leaves a guest alone that
 holds less than `min`, and one that holds less than `low` unless nothing else is left.
 
-Counted is guest memory that is backed; Linux counts page tables and the VMM's own memory too.
+Counted is guest memory that is backed, merged pages and what lies on CXL included; Linux counts a
+merged page once for all that share it, and page tables and the VMM's own memory too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Memcg(Cgroup):
 
     @property
     def _usage(self) -> int:
-        return self._guest.backed_bytes
+        guest = self._guest     # what the core counts when it holds a fault to `limit`
+        return guest.backed_bytes + guest.merged_bytes + guest.tier_bytes
 
     def is_protected(self, strictly: bool) -> bool:
         return self._usage <= (self._min if strictly else self._low)

@@ -265,6 +265,8 @@ class MemoryControl:
         """Take a range out of the SLAT, its frames stay; what that takes, in ns."""
         guest = self._guest
         cost = self._cut(start) + self._cut(end)
+        if dirty:
+            guest.life.note_cleared(start, end - start)
         taken = sum(guest.backing.hold(start, end, accessed, dirty))
         guest.note_backed()
         if taken:

@@ -321,6 +321,7 @@ class Reclaimer:
         hit[owner] = guest
         guest.note_backed()
         guest.invalidate(address, size)
+        guest.life.note_cleared(address, size)
         guest.host_splits += order
         if slot is None:
             memory.split(folio, NEW)

@@ -33,6 +33,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
     parts = add_up([vcpu.account.parts() for vcpu in guest.vcpus])
     everywhere = guest.all_vcpus
     faults = [sum(vcpu.core.slat_faults[order] for vcpu in everywhere) for order in range(3)]
+    life = guest.life
     values, damon = guest.holdings() | guest.mm.values(), guest.host.reclaimer.damon
     values |= {
         "backed_4k_bytes": backed[0],
@@ -78,8 +79,10 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "requests": guest.requests,
         "oom_kills": guest.oom_kills,
         "alive_guests": int(guest.alive),
-        "arrived_guests": int(guest.life.arrived_ns is not None),
-        "departed_guests": int(guest.life.departed_ns is not None),
+        "arrived_guests": int(life.arrived_ns is not None),
+        "departed_guests": int(life.departed_ns is not None),
+        "migrated_in_bytes": life.migrated_in.bytes if life.migrated_in else 0,
+        "migrated_out_bytes": life.migrated_out.bytes if life.migrated_out else 0,
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
         "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in everywhere),

@@ -224,6 +224,7 @@ class Summary:
             "guest": guest.index,
             "killed": guest.failure is not None,
             "failure": guest.failure,
+            "life": guest.life.summary(),
             "slowdown": slowdown([guest]),
             "slowdown_percentiles": percentiles(intervals),
             "stream_digest": guest.stream_digest.hexdigest(),

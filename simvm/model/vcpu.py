@@ -197,7 +197,7 @@ class VirtualCpu:
         """The vCPU leaves the guest. Without tags that drops all translations of its core."""
         self._exited = self._untagged
 
-    def _catch_up(self) -> Process:
+    def catch_up(self) -> Process:
         """Pay for the interruptions that told of invalidations; apply these.
 
         In that order: one that comes while the vCPU pays must not wait for the next entry.
@@ -232,7 +232,7 @@ class VirtualCpu:
             if self._on is None or cores.contended:
                 yield from self.enter_core()
             if self._kicks or self._exited or self._mmu.behind(guest.owner):
-                yield from self._catch_up()
+                yield from self.catch_up()
             if memory.free_bytes < low:
                 host.reclaimer.check_watermarks()
             reason = core.run(
@@ -253,7 +253,7 @@ class VirtualCpu:
             if reason == _core.RUN_STREAM_END:
                 work.stream.feed(next(work.chunks))
             elif reason >= _core.RUN_SWAPPED:
-                yield from self._resolve(reason, work)
+                yield from self.resolve(reason, work)
 
     def populate(self, pages: list[int], size: int) -> Process:
         """Let the VMM take memory of its own, as it starts; 4 KiB `pages` that stay."""
@@ -298,7 +298,7 @@ class VirtualCpu:
             yield from self._settle(0, 0)
             if reason == _core.RUN_BUDGET:
                 return
-            yield from self._resolve(reason, None)
+            yield from self.resolve(reason, None)
 
     def _settle(self, compute: int, translation: int) -> Process:
         """Let the clock catch up with what the core has just done, its faults included."""
@@ -362,7 +362,7 @@ class VirtualCpu:
         work.think_ns += pause
         yield from self.spend(("think_ns", pause))
 
-    def _resolve(self, reason: int, work: Work | None) -> Process:
+    def resolve(self, reason: int, work: Work | None) -> Process:
         """Do what the core could not, so that it can go on."""
         exits = (
             _core.RUN_SWAPPED, _core.RUN_NO_MEMORY, _core.RUN_LIMIT, _core.RUN_NO_BLOCK,

@@ -19,6 +19,7 @@ from simvm.scenario import (
     check_channels,
     check_guest_memory,
     check_lifecycle,
+    check_migration,
     check_passthrough,
     check_reclaim,
     check_swap,
@@ -52,6 +53,7 @@ def findings(scenario: Scenario) -> Iterator[Finding]:
     yield from check_swap.findings(scenario)
     yield from check_backing.findings(scenario)
     yield from check_lifecycle.findings(scenario)
+    yield from check_migration.findings(scenario)
     for name, guest in scenario.guests.items():
         where = f"guest.{name}"
         yield from _guest(scenario, where, guest)

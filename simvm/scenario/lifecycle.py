@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from simvm.scenario import fields as f
 from simvm.scenario.base import Model, choice
 from simvm.scenario.fields import one_of
+from simvm.scenario.migration import MigrateIn, MigrateOut
 
 
 class PoissonArrivals(Model):
@@ -61,3 +62,7 @@ class LifecycleKeys(Model):
         lambda value: value if value is None else _as_lifetime(value)
     )] = None  # fmt: skip
     """From a member's arrival to its departure, a time or a table; without it they stay."""
+    migrate_in: MigrateIn | None = None
+    """See below; without it they boot."""
+    migrate_out: MigrateOut | None = None
+    """See below; without it they are shut down when they depart."""

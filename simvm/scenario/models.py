@@ -34,6 +34,7 @@ from simvm.scenario.fields import from_text, mistake, one_of
 from simvm.scenario.guest_memory import GuestMemoryKeys
 from simvm.scenario.ksm import Ksm
 from simvm.scenario.lifecycle import LifecycleKeys
+from simvm.scenario.migration import Migration
 from simvm.scenario.passthrough import Operations
 from simvm.scenario.reclaim import LruReclaim, Memcg, Reclaim
 from simvm.scenario.swap import Content, CxlSwap, NoSwap, Swap
@@ -353,6 +354,7 @@ class Host(Model):
     reclaim: Reclaim = LruReclaim()
     swap: Swap = NoSwap()
     ksm: Ksm | None = None
+    migration: Migration = Migration()
     hugetlb: Hugetlb | None = None
     defrag: Defrag = "never"
     """What a fault of 2 MiB does when no block is free: back 4 KiB, compact, or wake kcompactd."""

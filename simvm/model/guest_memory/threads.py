@@ -19,6 +19,12 @@ OFF_CORE = ("fault_wait_ns", "swap_in_ns", "core_wait_ns")
 """Parts of an account in which no CPU time of the thread goes by."""
 
 
+def busy_ns(vcpu: VirtualCpu) -> int:
+    """CPU time that has gone by on what a thread runs on."""
+    parts = vcpu.account.parts()
+    return sum(ns for part, ns in parts.items() if part not in OFF_CORE)
+
+
 class Payer(Protocol):
     """Who pays for CPU time, and waits for a device."""
 
@@ -44,14 +50,10 @@ class GuestThread(KernelThread):
 
     def write(self, pages: Sequence[int], size: int = PAGE) -> Process:
         """Write the pages of `size` bytes at these guest-physical addresses."""
-        before = self._busy_ns()
+        before = busy_ns(self.vcpu)
         try:
             for page in pages:
                 yield from self.vcpu.write_by_kernel(page, size)
         finally:
             self.vcpu.leave_core()
-            self._guest.kernel_thread_ns += self._busy_ns() - before
-
-    def _busy_ns(self) -> int:
-        parts = self.vcpu.account.parts()
-        return sum(ns for part, ns in parts.items() if part not in OFF_CORE)
+            self._guest.kernel_thread_ns += busy_ns(self.vcpu) - before
