@@ -155,6 +155,7 @@ def key_tables() -> str:
         ("guest.NAME.memcg", "Memcg"), ("guest.NAME.page_cache", "GuestPageCache"),
         ("guest.NAME.reclaim", "GuestWatermarks"), ("guest.NAME.khugepaged", "GuestKhugepaged"),
         ("guest.NAME.hugetlb", "GuestHugetlb"), ("guest.NAME.fragmentation", "GuestFragmentation"),
+        ("guest.NAME.short_processes", "GuestShortProcesses"),
         *_choices("guest.NAME.arrivals", "kind", "Arrivals"), ("guest.NAME.lifetime", "Lifetime"),
         ("guest.NAME.migrate_in", "MigrateIn"), ("guest.NAME.migrate_out", "MigrateOut"),
         *_choices("guest.NAME.channel", "kind", "ChannelSettings"),

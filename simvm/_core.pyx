@@ -30,6 +30,7 @@ cimport simvm.core.merging as merging
 cimport simvm.core.hostmem as hostmem
 cimport simvm.core.lines as lines
 cimport simvm.core.mmu as mmu
+cimport simvm.core.pagelists as pagelists
 cimport simvm.core.reporting as reporting
 cimport simvm.core.run as run
 cimport simvm.core.shadow as shadow

@@ -193,7 +193,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("compute_ns", "Compute and data latency of the accesses."),
     _time("think_ns", "Pauses that the workload itself asks for."),
     _time("translation_ns", "Walks and TLB penalties that execution did not hide."),
-    _time("guest_fault_ns", "The guest's own page faults, its zeroing included."),
+    _time("guest_fault_ns", "The guest's own page faults, its zeroing included; with per-CPU "
+          "lists what it frees too."),
     _time("guest_reclaim_ns", "Direct reclaim in the guest, and waiting for its devices there."),
     _time("guest_swap_in_ns", "Waiting for pages to come back from the guest's own swap device."),
     _time("page_table_trap_ns", "Shadow paging: writes to guest page tables, and exits on missing "

@@ -7,11 +7,15 @@
 # (order 9), and pairs that make an aligned 4 MiB (order 10, Linux' highest), in an upper and
 # a lower zone. Single blocks are used before pairs, and the upper zone before the lower, as
 # Linux prefers its zone Normal to DMA32. Of each list the memory that was freed last is
-# reused first. A free block may be marked as reported (simvm/core/reporting.pxd).
+# reused first. A free block may be marked as reported (simvm/core/reporting.pxd). Of a broken
+# block the lowest free page is taken, or the one that Linux' lists say (simvm/core/pagelists.pxd).
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from simvm.core.cache cimport count_trailing_zeros
+from simvm.core.pagelists cimport (NO_ENTRY, OF_CPU, RUN_ORDERS, CpuPages, PageLists, carve,
+                                   cpu_pop, cpu_push, join, lists_free, returned, run_link,
+                                   steal_run_page, take_run_page)
 
 cdef enum:
     MOVABLE = 0
@@ -56,6 +60,7 @@ cdef struct Blocks:
     uint64_t freed           # how often a block has become free
     uint16_t *whole_in_giga  # free blocks in each aligned 1 GiB
     uint64_t *stale          # a bit per page: freed with what was in it; NULL: nobody asks
+    PageLists *lists         # of pages below a block; those of CPUs count as used. NULL: none
 
 
 cdef inline void block_link(Blocks *b, int which, uint32_t i) noexcept nogil:
@@ -113,6 +118,7 @@ cdef inline int blocks_init(Blocks *b, uint64_t size, uint64_t base,
     b.prev = <uint32_t *>calloc(b.n + 1, 4)
     b.whole_in_giga = <uint16_t *>calloc((b.n >> 9) + 1, 2)
     b.stale = NULL
+    b.lists = NULL
     for which in range(BLOCK_LISTS):
         b.head[which] = b.tail[which] = NIL
         b.listed[which] = 0
@@ -135,6 +141,7 @@ cdef inline void blocks_free(Blocks *b) noexcept nogil:
     free(b.prev)
     free(b.whole_in_giga)
     free(b.stale)
+    lists_free(b.lists)
 
 
 cdef inline uint32_t block_of(const Blocks *b, uint64_t address) noexcept nogil:
@@ -244,11 +251,17 @@ cdef inline void break_open(Blocks *b, uint32_t i, int mobility) noexcept nogil:
     for w in range(8):
         b.used[<uint64_t>i * 8 + w] = 0
     block_link(b, 1 + mobility, i)
+    if b.lists != NULL:
+        run_link(b.lists, zone_of(b, i), mobility, RUN_ORDERS - 1, i * 512 + 256, False)
+        run_link(b.lists, zone_of(b, i), mobility, RUN_ORDERS - 1, i * 512, False)
 
 
 cdef inline uint64_t alloc_4k(Blocks *b, int mobility) noexcept nogil:
     """Address of a free page, or NO_PAGE; breaks a block, or mixes mobilities, if it must."""
-    cdef uint32_t i = b.head[1 + mobility]
+    cdef uint32_t i
+    if b.lists != NULL:
+        return alloc_listed(b, mobility)
+    i = b.head[1 + mobility]
     if i == NIL:
         i = first_whole(b)
         if i != NIL:
@@ -324,6 +337,9 @@ cdef inline bint run_is_free(const uint64_t *words, int at, int pages, uint64_t 
 cdef inline uint64_t take_run(Blocks *b, uint32_t i, int at, int pages,
                               uint64_t run) noexcept nogil:
     cdef int w
+    if b.lists != NULL:
+        for w in range(at, at + pages):
+            carve(b.lists, zone_of(b, i), kind_of(b, i), i * 512 + w)
     for w in range(at >> 6, ((at + pages - 1) >> 6) + 1):
         b.used[<uint64_t>i * 8 + w] |= run << (at & 63)
     b.free_in[i] -= pages
@@ -351,6 +367,8 @@ cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:
         return -1
     if not word[0] & bit:
         return -1
+    if b.lists != NULL:
+        return free_listed(b, i * 512 + <uint32_t>page)
     mark_stale(b, address, 1)
     word[0] &= ~bit
     b.free_in[i] += 1
@@ -361,6 +379,117 @@ cdef inline int free_4k(Blocks *b, uint64_t address) noexcept nogil:
         block_unlink(b, b.state[i], i)
         give_whole(b, i)
     return 0
+
+
+cdef inline int zone_of(const Blocks *b, uint32_t i) noexcept nogil:
+    return i < b.lower
+
+
+cdef inline int kind_of(const Blocks *b, uint32_t i) noexcept nogil:
+    return b.state[i] - BLOCK_BROKEN_MOVABLE
+
+
+cdef inline uint64_t free_of_zone(const Blocks *b, int zone) noexcept nogil:
+    """Free pages of a zone, without what CPUs have on their lists."""
+    cdef int which = LOWER if zone else UPPER
+    return <uint64_t>(b.listed[which] + b.listed[which + 1]) * 512 + b.lists.pages[zone]
+
+
+cdef inline uint32_t take_single(Blocks *b, int zone, int mobility) noexcept nogil:
+    """A page of a zone's smallest free run; breaks a block, or mixes mobilities, if it must."""
+    cdef int which = LOWER if zone else UPPER
+    cdef uint32_t page = take_run_page(b.lists, zone, mobility), i
+    if page == NO_ENTRY:
+        i = b.head[which] if b.head[which] != NIL else b.head[which + 1]
+        if i != NIL:
+            break_open(b, i, mobility)
+            page = take_run_page(b.lists, zone, mobility)
+        else:
+            page = steal_run_page(b.lists, zone, 1 - mobility)
+    if page == NO_ENTRY:
+        return NO_ENTRY
+    i = page >> 9
+    b.used[<uint64_t>i * 8 + ((page & 511) >> 6)] |= <uint64_t>1 << (page & 63)
+    b.free_in[i] -= 1
+    b.free_pages -= 1
+    if b.free_in[i] == 0:
+        block_unlink(b, b.state[i], i)
+    return page
+
+
+cdef inline void give_single(Blocks *b, uint32_t page) noexcept nogil:
+    """A used page is free; it joins with its buddies, up to a whole block."""
+    cdef uint32_t i = page >> 9
+    b.used[<uint64_t>i * 8 + ((page & 511) >> 6)] &= ~(<uint64_t>1 << (page & 63))
+    b.free_in[i] += 1
+    b.free_pages += 1
+    if b.free_in[i] == 1:
+        block_link(b, b.state[i], i)
+    if join(b.lists, zone_of(b, i), kind_of(b, i), page, paired(b, i)) == RUN_ORDERS:
+        block_unlink(b, b.state[i], i)
+        give_whole(b, i)
+
+
+cdef inline uint32_t take_of_cpu(Blocks *b, int zone, int mobility) noexcept nogil:
+    """The next page of the running CPU's list, which is filled when it is empty."""
+    cdef CpuPages *c = b.lists.cpus + 2 * b.lists.cpu + zone
+    cdef uint32_t page, _
+    c.factor >>= 1
+    if c.first[mobility] == NO_ENTRY:
+        for _ in range(b.lists.batch[zone]):
+            page = take_single(b, zone, mobility)
+            if page == NO_ENTRY:
+                break
+            cpu_push(b.lists, c, mobility, page, True)
+    return cpu_pop(b.lists, c, mobility, False)
+
+
+cdef inline uint64_t alloc_listed(Blocks *b, int mobility) noexcept nogil:
+    """As `alloc_4k`: of the upper zone, then the lower, while they are above their low marks."""
+    cdef uint32_t page = NO_ENTRY
+    cdef int zone, mark
+    for mark in range(2):
+        for zone in range(2):
+            if mark == 1 or free_of_zone(b, zone) > b.lists.low[zone]:
+                page = take_of_cpu(b, zone, mobility)
+                if page != NO_ENTRY:
+                    return b.base + (<uint64_t>page << 12)
+    return alloc_listed(b, mobility) if drain_cpus(b) else NO_PAGE
+
+
+cdef inline int free_listed(Blocks *b, uint32_t page) noexcept nogil:
+    """Put a used page on the running CPU's list, and return the oldest of one that is full."""
+    cdef int zone = zone_of(b, page >> 9), kind = kind_of(b, page >> 9)
+    cdef CpuPages *c = b.lists.cpus + 2 * b.lists.cpu + zone
+    if b.lists.order[page] == OF_CPU:
+        return -1
+    mark_stale(b, b.base + (<uint64_t>page << 12), 1)
+    cpu_push(b.lists, c, kind, page, False)
+    if c.count >= b.lists.high[zone]:
+        drain(b, c, kind, returned(b.lists, zone, c))
+    return 0
+
+
+cdef inline void drain(Blocks *b, CpuPages *c, int kind, uint32_t pages) noexcept nogil:
+    """Return the oldest pages of a CPU's list, those of one mobility first."""
+    cdef uint32_t page
+    while pages > 0 and c.count > 0:
+        page = cpu_pop(b.lists, c, kind, True)
+        if page == NO_ENTRY:
+            kind = 1 - kind
+            continue
+        give_single(b, page)
+        pages -= 1
+
+
+cdef inline bint drain_cpus(Blocks *b) noexcept nogil:
+    """Return the pages of all CPUs (drain_all_pages); whether there were any."""
+    cdef bint some = False
+    cdef uint32_t i
+    for i in range(2 * b.lists.n_cpus):
+        some = some or b.lists.cpus[i].count > 0
+        drain(b, b.lists.cpus + i, MOVABLE, b.lists.cpus[i].count)
+    return some
 
 
 cdef inline int free_2m(Blocks *b, uint64_t address) noexcept nogil:
@@ -434,9 +563,7 @@ cdef inline int claim_page(Blocks *b, uint64_t address, int mobility) noexcept n
     if i >= b.n or b.state[i] != BLOCK_FREE:
         return -1
     break_open(b, i, mobility)
-    b.used[<uint64_t>i * 8 + (page >> 6)] |= <uint64_t>1 << (page & 63)
-    b.free_in[i] -= 1
-    b.free_pages -= 1
+    take_run(b, i, <int>page, 1, 1)
     return 0
 
 

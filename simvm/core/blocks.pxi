@@ -80,6 +80,47 @@ cdef class BlockAllocator:
         if address < self.c.base or blocks.claim_page(self.c, address, mobility) != 0:
             raise ValueError(f"the block of {address:#x} is not free")
 
+    def use_lists(self, zones, int cpus):
+        """Keep pages below a block on Linux' lists, with one for each CPU, from now on.
+
+        `zones`: of the upper and the lower, pages that fill a CPU's list at a time, how many it
+        holds at most, and how many the zone keeps free while the other has more. Pages on the
+        list of a CPU count as used. ValueError when a block is broken already.
+        """
+        cdef uint32_t i
+        cdef int zone
+        if self.c.lists != NULL or cpus < 1:
+            raise ValueError("lists are set up once, for one CPU or more")
+        for i in range(self.c.n):
+            if 0 < self.c.state[i] < blocks.BLOCK_WHOLE:
+                raise ValueError("lists are set up before a page is taken")
+        for batch, high, low in zones:
+            if not 0 < batch <= high - batch or low < 0:
+                raise ValueError("a list holds two batches or more")
+        self.c.lists = pagelists.lists_new(<uint64_t>self.c.n * 512, cpus)
+        if self.c.lists == NULL:
+            raise MemoryError()
+        for zone in range(2):
+            batch, high, low = zones[zone]
+            self.c.lists.batch[zone], self.c.lists.high[zone] = batch, high
+            self.c.lists.low[zone] = low
+
+    def run_on(self, uint32_t cpu):
+        """Pages come from the list of this CPU from now on, and go there. Without lists: no-op."""
+        if self.c.lists != NULL:
+            if cpu >= self.c.lists.n_cpus:
+                raise ValueError(f"there is no CPU {cpu}")
+            self.c.lists.cpu = cpu
+
+    def drain(self):
+        """Give the pages on the lists of all CPUs back; whether there were any."""
+        return self.c.lists != NULL and bool(blocks.drain_cpus(self.c))
+
+    @property
+    def cpu_list_bytes(self):
+        """Bytes on the lists of CPUs."""
+        return 0 if self.c.lists == NULL else pagelists.pages_of_cpus(self.c.lists) << 12
+
     def track_reuse(self):
         """Remember from now on which free pages have something in them: `is_stale`."""
         if self.c.stale == NULL:

@@ -36,6 +36,8 @@ class Costs:
     """A page fault of a container, without zeroing."""
     guest_fault_ns: int
     """A page fault that the guest's kernel serves, without zeroing."""
+    guest_free_ns: int
+    """A 4 KiB page that the guest's kernel unmaps and frees, where that takes time."""
     page_table_write_ns: int
     """Shadow paging: a trapped write of a guest page-table entry."""
     shadow_fill_ns: int

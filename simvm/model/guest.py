@@ -126,6 +126,7 @@ class Guest:
         self.reverse_map_pages: list[int] = []
         self._trapped_ns = 0
         self.kernel_bytes = 0       # boot footprint and struct pages
+        self.kernel_start = 0
         self.booted_bytes = 0       # the part of them that has been written
         self.noted = dict.fromkeys(PEAKS, 0)
         self.peaks = dict.fromkeys(PEAKS, 0)

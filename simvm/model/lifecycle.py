@@ -129,7 +129,7 @@ class Life:
             config = guest.config
             size = config.boot + config.memory // PAGE * STRUCT_PAGE_BYTES
             guest.kernel_bytes = -(-size // PAGE) * PAGE
-            memory.reserve_low(guest.kernel_bytes)
+            guest.kernel_start = guest.mm.reserve(guest.kernel_bytes)
             memory.vacate(config.memory, config.memory_max - config.memory, [])
             guest.mm.boot()
 
@@ -213,7 +213,7 @@ class Life:
                 watch = Stopwatch(first.account, self._env.now)
                 yield from first.populate(guest.vmm_pages, guest.config.vmm_overhead)
                 yield from first.populate(guest.reverse_map_pages, guest.reverse_map_bytes)
-                yield from first.boot(0, guest.kernel_bytes)
+                yield from first.boot(guest.kernel_start, guest.kernel_bytes)
                 for page in guest.mm.written_at_boot:
                     yield from first.write_by_kernel(page, PAGE)
                 watch.stop(self._env.now, f"{guest.name}: boot")

@@ -151,7 +151,7 @@ def _chunks(thread: _Thread) -> Iterator[tuple[int, Process]]:
     assert settings is not None
     for start in range(0, guest.kernel_bytes, BLOCK):
         size = min(BLOCK, guest.kernel_bytes - start)
-        yield size, _write_kernel(thread, start, size)
+        yield size, _write_kernel(thread, guest.kernel_start + start, size)
     for page in guest.mm.written_at_boot:
         yield PAGE, _write_kernel(thread, page, PAGE)
     left = settings.resident - guest.kernel_bytes

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import simpy
 
+from simvm.hardware.geometry import ORDER_BYTES
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
 from simvm.model.returns import Frees
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from simvm.model.guest import Guest
     from simvm.model.spaces import NamedRegion
     from simvm.scenario import Phase
+
+FREED_AT_ONCE = 16 << 20
+"""Bytes that a guest with per-CPU lists frees before another of its vCPUs may run."""
 
 
 @dataclass
@@ -243,17 +247,28 @@ class Task:
         guest, first = self.guest, self.vcpus[0]
         watch = Stopwatch(first.account, guest.host.env.now)
         yield from first.enter_core()
-        extents = guest.free(region, size)
-        freed = sum(length for _, length in extents)
-        guest.given_back = record.frees.begin(guest.host.env.now, freed)
-        if guest.is_vm:
-            yield from first.pay_for_traps()
-            yield from guest.channel.freed(first, guest, extents)
-        else:
-            ((start, length),) = extents
+        back = guest.given_back = record.frees.begin(guest.host.env.now, 0)
+        if not guest.is_vm:
+            ((start, length),) = guest.free(region, size)
+            back.freed_bytes = length
             cost = guest.zap(start, length)
             guest.forget(region, length)
             yield from first.spend(("shootdown_ns", cost))
+        left = region.core.size if size == "all" else size
+        page, each = ORDER_BYTES[region.core.order], 0
+        if guest.config.per_cpu_lists:
+            each = guest.host.costs.guest_free_ns
+        while guest.is_vm and left:
+            yield from first.enter_core()
+            guest.memory.run_on(first.index)
+            piece = min(left, max(FREED_AT_ONCE, page)) if each else left
+            extents = guest.free(region, piece)
+            left -= piece
+            freed = sum(length for _, length in extents)
+            back.freed_bytes += freed
+            yield from first.pay_for_traps()
+            yield from first.spend(("guest_fault_ns", freed // page * each))
+            yield from guest.channel.freed(first, guest, extents)
         first.rest()
         watch.stop(guest.host.env.now, f"{guest.name} {record.phase.name}: freeing")
 

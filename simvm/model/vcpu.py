@@ -226,7 +226,7 @@ class VirtualCpu:
         space, region, backing = work.space.core, work.region.core, guest.backing
         train, service, think = scenario.train, scenario.train_service, work.phase.think_time
         quantum = max(1, scenario.quantum * self._khz // 1_000_000)
-        target = core.done + accesses
+        target, run_slice = core.done + accesses, guest.mm.core_run(self)
         # A slice of hits takes microseconds: what has nothing to do is not called.
         while (left := target - core.done) > 0:
             if self._on is None or cores.contended:
@@ -235,7 +235,7 @@ class VirtualCpu:
                 yield from self.catch_up()
             if memory.free_bytes < low:
                 host.reclaimer.check_watermarks()
-            reason = core.run(
+            reason = run_slice(
                 space, backing, guest.memory, region, work.stream,
                 left, quantum, path.train(train), service,
             )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from simvm.scenario.finding import Finding
 from simvm.scenario.guest_memory import GuestMemoryKeys
 from simvm.scenario.swap import NoSwap
-from simvm.units import GIB, MIB, format_bytes, human_bytes
+from simvm.units import GIB, MIB, format_bytes, format_ns, human_bytes
 
 if TYPE_CHECKING:
     from simvm.scenario.models import GuestClass, Phase
@@ -55,6 +55,17 @@ def findings(where: str, guest: GuestClass) -> Iterator[Finding]:
             f"{where}.fragmentation.movable", "a block is of one kind: the shares exceed 1",
             f"write {max(0.0, 1 - aged.unmovable):g} or less", (f"{where}.fragmentation",),
         )  # fmt: skip
+    if guest.per_cpu_lists and guest.channel.kind == "virtio_mem":
+        yield Finding(
+            f"{where}.per_cpu_lists", "unplugging pages that are on lists is not modelled",
+            "remove it, or choose another channel", (f"{where}.channel.kind",),
+        )  # fmt: skip
+    if guest.per_cpu_lists and guest.khugepaged is not None and guest.khugepaged.defrag:
+        yield Finding(
+            f"{where}.per_cpu_lists", "compaction of a guest with lists is not modelled",
+            "remove it, or write khugepaged.defrag = false", (f"{where}.khugepaged.defrag",),
+        )  # fmt: skip
+    yield from _short_processes(where, guest)
     yield from _pools(where, guest)
     for phase in guest.workload:
         at = f"{where}.workload.{phase.name}.hugetlb"
@@ -72,9 +83,24 @@ def findings(where: str, guest: GuestClass) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _short_processes(where: str, guest: GuestClass) -> Iterator[Finding]:
+    short = guest.short_processes
+    if short is None:
+        return
+    for at, size in short.schedule.items():
+        if size % (short.processes * PAGE):
+            least = short.processes * PAGE
+            yield Finding(
+                f"{where}.short_processes.schedule.{format_ns(at)}",
+                f"{short.processes} processes take equal parts, in whole pages of 4 KiB",
+                f'write "{format_bytes(-(-size // least) * least)}"',
+                (f"{where}.short_processes.processes",),
+            )  # fmt: skip
+
+
 def _container(where: str, guest: GuestClass) -> Iterator[Finding]:
-    for key in GuestMemoryKeys.model_fields:
-        if getattr(guest, key) is not None and not isinstance(getattr(guest, key), NoSwap):
+    for key, field in GuestMemoryKeys.model_fields.items():
+        if getattr(guest, key) != field.default:
             yield Finding(
                 f"{where}.{key}", "a container has no kernel, and no memory of its own",
                 "remove it", (f"{where}.virtualization",),

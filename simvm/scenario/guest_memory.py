@@ -80,6 +80,17 @@ class GuestFragmentation(Model):
     """Share that holds a page of the kernel's own, which stays."""
 
 
+class GuestShortProcesses(Model):
+    """Processes that come and go beside the workload: a login, or what a monitor starts."""
+
+    schedule: f.Schedule
+    """When some start, from the guest's start on, and the memory they take together."""
+    processes: f.Count = 1
+    """So many each time, one after another, on vCPUs drawn at random; each takes an equal part."""
+    stay: f.Duration
+    """How long one of them keeps its memory, after it has written all of it."""
+
+
 GuestSwap = Annotated[
     NoSwap | NvmeSwap, Field(discriminator="device"), choice("device", NoSwap, NvmeSwap)
 ]
@@ -101,6 +112,12 @@ class GuestMemoryKeys(Model):
     """See below: pools in the guest."""
     fragmentation: GuestFragmentation | None = None
     """See below; without it memory is fresh."""
+    kernel_place: Annotated[Literal["low", "high"], one_of("low", "high")] = "low"
+    """Where boot footprint and struct pages lie; Linux on x86 puts them at the top (memblock)."""
+    per_cpu_lists: f.Flag = False
+    """Free pages on the lists of Linux, one for each vCPU; freeing takes the vCPU's time."""
+    short_processes: GuestShortProcesses | None = None
+    """See below; without it there are none."""
 
     @property
     def keeps_account(self) -> bool:

@@ -3,8 +3,9 @@
 The measurement sampled the resident memory of three virtual machines every half second, without
 a channel and with free page reporting. The scenario `write_free_staggered` does the same. How
 much a round writes, how long it lasts (the cycles of an access say so), what a guest holds after
-its boot, and the ticks of the guest's clock are what was set there, and are put in; how much goes
-back in a pass, and when, follows from the guest's free lists.
+its boot, the ticks of the guest's clock, and when and with how much memory the measurement logged
+in are what was set there, and are put in; how much goes back in a pass, and when, follows from
+the guest's free lists.
 """
 
 from __future__ import annotations

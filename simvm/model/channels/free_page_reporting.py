@@ -8,24 +8,23 @@ back with the mark. A list's budget is `nr_free / (batch * budget)`, rounded up,
 more; `nr_free` counts marked blocks too. What is left over asks for another pass, whose delay
 begins when this one has ended. A zone that is short of memory is passed over.
 
-Left out: free lists by migrate type (every whole free block is on one list, as movable ones
-are); orders below 9.
+Left out: lists of whole blocks by migrate type (every one is on one list, as movable ones are);
+orders below 9 are not reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import simpy
 
 from simvm.hardware.geometry import BLOCK
 from simvm.model.channels.none import NoChannel
+from simvm.model.guest_memory.zones import Zone, zones_of
 from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Process
 from simvm.model.timer_wheel import wait_ns
-from simvm.model.watermarks import Watermarks
 
 if TYPE_CHECKING:
     from simvm.model.guest import Guest
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
     from simvm.scenario.channels import FreePageReportingChannelSettings
 
 LOWEST_ORDER = 9  # of a single block of 2 MiB; a pair is one order more
-
-
-@dataclass(frozen=True)
-class Zone:
-    """One of a guest's two zones of memory, and its watermarks."""
-
-    lower: bool
-    marks: Watermarks
 
 
 class FreePageReporting(NoChannel):
@@ -129,14 +120,3 @@ class FreePageReporting(NoChannel):
         yield from vmm.spend(cost)
         for address, pairs in message:
             guest.memory.put_back([address], bool(pairs))
-
-
-def zones_of(guest: Guest) -> list[Zone]:
-    """DMA32 and Normal, those that the guest has: each with its share of the watermarks."""
-    memory, lower = guest.config.memory, guest.lower_zone_bytes
-    least, scale = guest.mm.watermarks.min_bytes, guest.mm.scale_factor
-    return [
-        Zone(is_lower, Watermarks.of(size, least * size // memory, scale))
-        for is_lower, size in ((True, lower), (False, memory - lower))
-        if size
-    ]

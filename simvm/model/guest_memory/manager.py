@@ -17,8 +17,9 @@ or `OnVcpu`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import simpy
 
@@ -28,8 +29,10 @@ from simvm.model.guest_memory.cache import PageCache
 from simvm.model.guest_memory.fragmentation import litter
 from simvm.model.guest_memory.khugepaged import Khugepaged
 from simvm.model.guest_memory.reclaim import GuestReclaimer
+from simvm.model.guest_memory.short_processes import ShortProcesses
 from simvm.model.guest_memory.swap import GuestSwap
 from simvm.model.guest_memory.threads import GuestThread, Payer
+from simvm.model.guest_memory.zones import list_pages
 from simvm.model.queues import Process
 from simvm.model.watermarks import SCALE_FACTOR, Watermarks
 
@@ -74,17 +77,35 @@ class GuestMemory:
         self.cache: PageCache | None = None
         self.khugepaged: Khugepaged | None = None
         self.reclaimer: GuestReclaimer | None = None
+        self.short_processes: ShortProcesses | None = None
         self.threads: list[GuestThread] = []
         self.written_at_boot: list[int] = []    # pages that an earlier life left behind
         self.pinned_bytes = 0                   # those of them that stay
 
     # --- life ---------------------------------------------------------------------------
 
+    def reserve(self, size: int) -> int:
+        """Take `size` bytes (rounded up to blocks) for the kernel, for good; their address.
+
+        MemoryError when there are not so many.
+        """
+        memory, config = self.guest.memory, self.guest.config
+        start = (config.memory // BLOCK + -size // BLOCK) * BLOCK
+        if config.kernel_place == "low" or start < 0:
+            memory.reserve_low(size)
+            return 0
+        memory.vacate(start, -(-size // BLOCK) * BLOCK, [])
+        return start
+
     def boot(self) -> None:
         """Set up what the scenario asks for; boot footprint and struct pages are there."""
         guest, config = self.guest, self.guest.config
         if config.zeroing == "none":
             guest.memory.track_reuse()
+        if config.per_cpu_lists:
+            list_pages(guest)
+        if config.short_processes is not None:
+            self.short_processes = ShortProcesses(self, config.short_processes)
         if not config.keeps_account:
             return
         files = config.page_cache.files if config.page_cache is not None else 0
@@ -109,7 +130,7 @@ class GuestMemory:
 
     def activities(self) -> list[Process]:
         """What goes on beside the vCPUs from the end of the boot."""
-        parts = (self.reclaimer, self.cache, self.khugepaged)
+        parts = (self.reclaimer, self.cache, self.khugepaged, self.short_processes)
         return [part.serve() for part in parts if part is not None]
 
     def set_floors(self, kswapd_awake: bool) -> None:
@@ -139,6 +160,8 @@ class GuestMemory:
 
     def out_of_memory(self, vcpu: VirtualCpu) -> Process:
         """No page is free for the vCPU: whether the guest can go on after all."""
+        if self.guest.memory.drain():
+            return True
         reclaimed = False
         if self.reclaimer is not None:
             with vcpu.own_stalls.stalled():
@@ -186,6 +209,18 @@ class GuestMemory:
             for start in pages:
                 guest.shadow.drop(start, page)
 
+    def core_run(self, vcpu: VirtualCpu) -> Callable[..., int]:
+        """What runs a slice of a vCPU: with lists of pages, its own serve its faults."""
+        run, memory = vcpu.core.run, self.guest.memory
+        if not self.guest.config.per_cpu_lists:
+            return run
+
+        def listed(*slice_: Any) -> int:
+            memory.run_on(vcpu.index)
+            return run(*slice_)
+
+        return listed
+
     def shoot_down(self) -> int:
         """Tell the other vCPUs of changed mappings; ns of the one who asks.
 
@@ -202,7 +237,8 @@ class GuestMemory:
     @property
     def held_bytes(self) -> int:
         """What the kernel itself holds and has written since the boot, but for tables."""
-        return self.cache_bytes + self.pinned_bytes
+        short = self.short_processes.held_bytes if self.short_processes is not None else 0
+        return self.cache_bytes + self.pinned_bytes + short
 
     @property
     def cache_bytes(self) -> int:
