@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,6 +141,27 @@ def test_a_guest_may_come_from_a_pool_of_huge_pages() -> None:
     assert 80 * MIB <= made.guests[0].backed_bytes <= 84 * MIB
 
 
+def test_a_region_that_follows_a_series_comes_as_large_as_it_is_then() -> None:
+    """40 MiB from the start of the day on, 24 MiB half a day later; the guest may bring up to
+    56. What it then writes of its region once more is there."""
+    usage = {"kind": "diurnal", "period": 10 * S, "peak_at": 0, "low": 24 * MIB, "high": 40 * MIB,
+             "step": S}  # fmt: skip
+    work = small.phase(
+        allocate=None, accesses=None, access_rate=1_000, interval=100 * MS, usage=usage,
+        duration=10 * S,
+    )  # fmt: skip
+    guest = vm(work, migrate_in={"resident": 56 * MIB})
+    for start, size in ((0, 40 * MIB), (5 * S, 24 * MIB)):
+        made = small.simulate(small.scenario(
+            {"vm": {**guest, "start": start}}, host=host(400 * MIB), duration=start + 800 * MS,
+        ))  # fmt: skip
+        assert life(made)["migrated_in"]["bytes"] == 16 * MIB + size
+        totals = small.summary_of(made)["guests"][0]["totals"]
+        assert totals["slat_faults"] <= 2
+        assert totals["accesses"] >= size // PAGE
+        ledger.audit(made.host)
+
+
 # --- out --------------------------------------------------------------------------------
 
 
@@ -185,9 +205,20 @@ def test_rounds_are_a_geometric_series(page_size: int) -> None:
     of = small.scenario(
         {"vm": guest}, host=host(125 * MIB, page_size=page_size), duration=4 * S
     )
-    made = small.simulate(of)
+    made = small.simulation(of)
+    guest_ = made.guests[0]
+    end, unsent = guest_.life.end, []
+
+    def look_and_end() -> None:
+        pages = np.arange(0, guest_.memory.size, PAGE, dtype=np.uint64)
+        unsent.append(int((guest_.backing.states_of(pages) & np.uint64(1)).sum()))
+        end()
+
+    guest_.life.end = look_and_end      # type: ignore[method-assign]
+    made.run()
     left = life(made)["migrated_out"]
     assert left["rounds"] == 4
+    assert unsent == [0]    # nothing was written after it was sent last
     volume = 80 * MIB + (page_size == 2 * MIB) * BLOCK
     series = sum(volume / 4**power for power in range(5))
     assert left["bytes"] == pytest.approx(series, rel=0.02)
@@ -504,72 +535,10 @@ def test_a_guest_whose_time_is_up_while_it_arrives_is_gone() -> None:
     ledger.audit(made.host)
 
 
-# --- what cannot be ---------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------
 
 
 def test_pages_in_a_row_are_one_range() -> None:
     pages = np.array([1, 2, 3, 7, 9, 10], dtype=np.uint64) * np.uint64(PAGE)
     assert _runs(pages) == [(PAGE, 4 * PAGE), (7 * PAGE, 8 * PAGE), (9 * PAGE, 11 * PAGE)]
     assert _runs(pages[:1]) == [(PAGE, 2 * PAGE)]
-
-
-HEAD = """
-schema = 1
-[scenario]
-name = "a"
-[host]
-cpu = "zen4"
-cores = 4
-memory = "16GiB"
-{host}
-[guest.g]
-memory = "4GiB"
-boot = "448MiB"
-{guest}
-[[guest.g.workload]]
-region = "heap"
-allocate = "1GiB"
-pattern = {{ kind = "uniform" }}
-accesses = 1000
-"""
-POOL = 'backing = "hugetlb"\npage_size = "2MiB"\nhugetlb = { page_size = "2MiB", size = "8GiB" }'
-
-
-@pytest.mark.parametrize(
-    ("keys", "key", "rule", "pool"),
-    [
-        ('virtualization = "none"\nmigrate_in = { resident = "1GiB" }', "migrate_in",
-         "containers do not migrate", ""),
-        ('virtualization = "none"\nlifetime = "1s"\nmigrate_out = {}', "migrate_out",
-         "containers do not migrate", ""),
-        ('virtualization = "shadow"\nmigrate_in = { resident = "1GiB" }', "migrate_in",
-         "not modelled", ""),
-        ("migrate_out = {}", "migrate_out", "never depart", ""),
-        ('lifetime = "1s"\nmigrate_out = {}', "migrate_out", "not modelled", POOL),
-        ('migrate_in = { resident = "511MiB" }', "migrate_in.resident", "512 MiB", ""),
-        ('migrate_in = { resident = "1540MiB" }', "migrate_in.resident", "1.50 GiB", ""),
-        ("migrate_in = {}", "migrate_in.resident", "required", ""),
-        ('lifetime = "1s"\nmigrate_out = { downtime = "0s" }', "migrate_out.downtime",
-         "more than 0", ""),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_is_refused(
-    tmp_path: Path, keys: str, key: str, rule: str, pool: str
-) -> None:
-    path = tmp_path / "a.toml"
-    path.write_text(HEAD.format(guest=keys, host=pool))
-    (mistake,) = small.check(path)
-    assert mistake.key == f"guest.g.{key}"
-    assert rule in mistake.rule
-    assert mistake.fix
-
-
-def test_the_defaults_are_those_of_qemu_and_nova(tmp_path: Path) -> None:
-    path = tmp_path / "a.toml"
-    path.write_text(HEAD.format(guest='lifetime = "1h"\nmigrate_out = {}', host=""))
-    of = small.load(path)
-    assert (of.host.migration.bandwidth, of.host.migration.parallel) == (128 * MIB, 1)
-    assert of.guests["g"].migrate_out is not None
-    assert of.guests["g"].migrate_out.downtime == 300 * MS
-    path.write_text(HEAD.format(guest='migrate_in = { resident = "1536MiB" }', host=""))
-    assert small.check(path) == []

@@ -31,12 +31,15 @@ from simvm.model.kernel_threads import KernelThread
 from simvm.model.queues import Channels, Process
 from simvm.model.vcpu import VirtualCpu
 from simvm.scenario import SequentialPattern
+from simvm.scenario.check_usage import extremes
 from simvm.workload.patterns import make_stream, random_bits
+from simvm.workload.usage_series import Member, steps
 
 if TYPE_CHECKING:
     from simvm.model.clock import Clock
     from simvm.model.guest import Guest
     from simvm.model.spaces import NamedRegion, Space
+    from simvm.scenario import Phase
     from simvm.scenario.migration import MigrateOut, Migration
 
 Pages = np.ndarray[tuple[int], np.dtype[np.uint64]]
@@ -156,19 +159,31 @@ def _chunks(thread: _Thread) -> Iterator[tuple[int, Process]]:
         yield PAGE, _write_kernel(thread, page, PAGE)
     left = settings.resident - guest.kernel_bytes
     for phase in guest.config.workload:
-        key = phase.process, phase.region
-        if left <= 0 or phase.allocate is None or phase.hugetlb is not None:
+        whole, room = _region_of(guest, phase)
+        size = min(left, whole)
+        if size <= 0 or (phase.process, phase.region) in guest.regions:
             continue
-        if key not in guest.regions:
-            size = min(left, phase.allocate)
-            left -= size
-            region = guest.allocate(phase.process, phase.region, phase.allocate)
-            bits = random_bits(0, "a stream without draws")
-            stream, _ = make_stream(SequentialPattern(stride=PAGE), size, 1.0, bits, 0, 1)
-            space = guest.process(phase.process)
-            for start in range(0, size, BLOCK):
-                length = min(BLOCK, size - start)
-                yield length, _write_region(thread, space, region, stream, length // PAGE)
+        left -= size
+        region = guest.allocate(phase.process, phase.region, whole, None, room)
+        bits = random_bits(0, "a stream without draws")
+        stream, _ = make_stream(SequentialPattern(stride=PAGE), size, 1.0, bits, 0, 1)
+        space = guest.process(phase.process)
+        for start in range(0, size, BLOCK):
+            length = min(BLOCK, size - start)
+            yield length, _write_region(thread, space, region, stream, length // PAGE)
+
+
+def _region_of(guest: Guest, phase: Phase) -> tuple[int, int]:
+    """How large the region is now that a phase will find, and at the most; 0: it makes none."""
+    if phase.hugetlb is not None:
+        return 0, 0
+    if phase.usage is None:
+        return phase.allocate or 0, 0
+    config, seed = guest.config, guest.scenario.scenario.seed
+    member = Member(seed, guest.class_, guest.index, config.count, phase.name)
+    known = extremes(phase.usage)
+    assert known is not None
+    return next(steps(phase.usage, member, guest.host.env.now)).used_bytes, known[1]
 
 
 def _write_kernel(thread: _Thread, start: int, size: int) -> Process:

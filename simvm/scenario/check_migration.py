@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from simvm.scenario.check_guest_memory import STRUCT_PAGE_BYTES
+from simvm.scenario.check_usage import extremes
 from simvm.scenario.finding import Finding
-from simvm.scenario.models import GuestClass, Scenario
+from simvm.scenario.models import GuestClass, Phase, Scenario
 from simvm.units import KIB, format_bytes, human_bytes
 
 PAGE = 4 * KIB
@@ -42,10 +43,9 @@ def _resident(at: str, where: str, guest: GuestClass) -> Iterator[Finding]:
     size = guest.boot + guest.memory // PAGE * STRUCT_PAGE_BYTES
     kernel = -(-size // PAGE) * PAGE
     regions = {
-        (phase.process, phase.region): phase.allocate
-        for phase in reversed(guest.workload)
-        if phase.allocate is not None and phase.hugetlb is None
-    }
+        (phase.process, phase.region): _most_of(phase)
+        for phase in reversed(guest.workload) if phase.hugetlb is None
+    }  # fmt: skip
     most = min(guest.memory, kernel + sum(regions.values()))
     settings = guest.migrate_in
     assert settings is not None
@@ -56,11 +56,17 @@ def _resident(at: str, where: str, guest: GuestClass) -> Iterator[Finding]:
         )  # fmt: skip
     elif settings.resident > most:
         yield Finding(
-            at, "must not be more than the kernel's memory and the regions that phases allocate, "
+            at, "must not be more than the kernel's memory and the regions that phases make, "
             f"{human_bytes(most)}",
             f'write "{format_bytes(most)}" or less',
             (f"{where}.boot", f"{where}.memory", f"{where}.workload"),
         )  # fmt: skip
+
+
+def _most_of(phase: Phase) -> int:
+    """What the region is at the most that a phase makes; 0 when it makes none."""
+    known = extremes(phase.usage) if phase.usage is not None else None
+    return known[1] if known is not None else phase.allocate or 0
 
 
 def _out(scenario: Scenario, at: str, where: str, guest: GuestClass) -> Iterator[Finding]:

@@ -11,7 +11,8 @@ class MigrateIn(Model):
     """Members arrive by live migration (pre-copy) from another host: they do not boot."""
 
     resident: f.PageMultiple
-    """Memory that they bring: the kernel's (`boot`, struct pages), then programs' regions."""
+    """Memory that they bring: the kernel's (`boot`, struct pages), then programs' regions, of one
+    that follows a series as much as it says then."""
 
 
 class MigrateOut(Model):
