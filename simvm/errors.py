@@ -55,6 +55,12 @@ class InvalidInput(SimvmError, ValueError):
         return "\n".join(str(mistake) for mistake in self.mistakes)
 
 
+class ResultError(SimvmError, ValueError):
+    """A directory that is not a run, or not one that this version reads or may replace."""
+
+    exit_code = EXIT_INVALID
+
+
 class UsageError(SimvmError):
     """A command that makes no sense (exit code 2)."""
 

@@ -1,64 +1,72 @@
-"""Records a timeline: rows in, Parquet out, with bounded memory.
+"""Records a timeline: rows in, Parquet out, with memory that does not grow with the run.
 
-Rows collect in plain lists, one per column, and leave as a row group of fixed size,
-so a long run holds no more than one group. The same rows give the same bytes: row
-groups, compression and metadata depend on nothing else. The file grows under a
-temporary name and takes its own at the end, so a reader never sees half of one.
+Rows collect in typed arrays, one per column. Now and then they are written and dropped, to
+a file of their own: a part, which readers find from then on, and which a killed run leaves.
+At the end the parts become one file with row groups of a fixed size. So the same rows give
+the same bytes, however often they were written before.
 
-Left out: durability against a power cut, and a readable file after SIGKILL (the
-footer of a Parquet file is written last).
+Without a path rows stay in memory.
+
+Left out: durability against a power cut.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from simvm.columns import (
-    COLUMNS,
-    COUNTER_NAMES,
-    KEY_NAMES,
-    SCOPES,
-    VALUE_NAMES,
-    Column,
-    names_at,
-)
+from simvm.child import run_module
+from simvm.columns import COUNTER_NAMES, SCOPES, VALUE_NAMES, names_at
 from simvm.errors import SimulationFailed
+from simvm.merge import merge, writer
+from simvm.timeline import PARTIAL_SCHEMA, SCHEMA, part_file, temporary
 
 ROW_GROUP_ROWS: Final = 8192
-TIMELINE_VERSION: Final = 1
-TIMELINE_FILE: Final = "timeline.parquet"
+FLUSH_ROWS: Final = 1024
+"""Rows of memory: so many, and those of one sample."""
 
-_VERSION_KEY: Final = b"simvm.timeline_version"
-_PARTIAL_KEY: Final = b"simvm.partial"
+MERGE_ROWS: Final = 2048
+"""More than so many are merged in a process of its own."""
+
 _ALLOWED: Final[dict[str, frozenset[str]]] = {scope: frozenset(names_at(scope)) for scope in SCOPES}
 
 
-def _field(column: Column) -> pa.Field:
-    is_key = column.kind == "key"
-    kind = pa.float64() if column.kind == "ratio" else pa.int64()
-    if is_key and not column.unit:
-        kind = pa.string()
-    return pa.field(column.name, kind, nullable=not is_key)
+class _Cells:
+    """The cells of one column that wait: numbers, and of each whether it is there."""
+
+    def __init__(self, field: pa.Field) -> None:
+        self._type = field.type
+        self.numbers: array[Any] = array("d" if field.type == pa.float64() else "q")
+        self.known = bytearray()
+
+    def take(self) -> pa.Array:
+        """The cells as an Arrow array; they wait no longer.
+
+        Made of buffers, since `pyarrow.array` imports pandas to look at what it is given.
+        """
+        bits = np.packbits(np.frombuffer(bytes(self.known), np.uint8), bitorder="little")
+        buffers = [pa.py_buffer(bits), pa.py_buffer(self.numbers.tobytes())]
+        made = pa.Array.from_buffers(self._type, len(self.numbers), buffers)
+        del self.numbers[:], self.known[:]
+        return made
 
 
-SCHEMA: Final[pa.Schema] = pa.schema(
-    [_field(column) for column in COLUMNS],
-    metadata={_VERSION_KEY: str(TIMELINE_VERSION).encode()},
-)
-"""The Arrow schema of a timeline: int64, but for text keys and float64 ratios."""
-
-
-def timeline_version(schema: pa.Schema) -> int | None:
-    """The timeline version that a file's schema states, or None if it is not a timeline."""
-    stated = (schema.metadata or {}).get(_VERSION_KEY, b"")
-    return int(stated) if stated.isdigit() else None
+def _texts(cells: list[str]) -> pa.Array:
+    coded = [cell.encode() for cell in cells]
+    ends = array("i", [0])
+    for text in coded:
+        ends.append(ends[-1] + len(text))
+    return pa.StringArray.from_buffers(
+        len(cells), pa.py_buffer(ends), pa.py_buffer(b"".join(coded))
+    )
 
 
 class Recorder:
@@ -67,7 +75,8 @@ class Recorder:
     Parameters
     ----------
     path
-        Where the Parquet file goes at :meth:`close`; None keeps the rows in memory.
+        Where the Parquet file goes at :meth:`close`, and its parts until then; None keeps
+        the rows in memory.
     thorough
         Also hold that no counter of a scope ever falls.
     """
@@ -77,14 +86,22 @@ class Recorder:
         path: Path | None = None,
         *,
         thorough: bool = False,
+        flush_rows: int = FLUSH_ROWS,
         row_group_rows: int = ROW_GROUP_ROWS,
     ) -> None:
         self._path = path
+        self._flush_rows = flush_rows
         self._row_group_rows = row_group_rows
-        self._columns: list[list[object]] = [[] for _ in COLUMNS]
-        self._values = list(zip(VALUE_NAMES, self._columns[len(KEY_NAMES) :], strict=True))
-        self._batches: list[pa.RecordBatch] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._scopes: list[str] = []
+        self._classes: list[str] = []
+        self._cells = {field.name: _Cells(field) for field in SCHEMA if field.type != pa.string()}
+        self._keys = [self._cells[name] for name in ("time_ns", "guest")]
+        self._values = [
+            (name, self._cells[name].numbers.append, self._cells[name].known.append)
+            for name in VALUE_NAMES
+        ]
+        self._batches: list[pa.Table] = []
+        self._parts = 0
         self._time_ns = 0
         self._rows = 0
         self._closed = False
@@ -94,6 +111,11 @@ class Recorder:
     def rows(self) -> int:
         """Rows taken so far."""
         return self._rows
+
+    @property
+    def waiting(self) -> int:
+        """Rows taken since the last :meth:`flush`."""
+        return len(self._scopes)
 
     def append(
         self,
@@ -109,7 +131,7 @@ class Recorder:
         ------
         SimulationFailed
             Time ran back, the scope or a column is unknown, a column means nothing at
-            this scope, or (`thorough`) a counter fell.
+            this scope, a count is no integer, or (`thorough`) a counter fell.
         """
         if self._closed:
             raise SimulationFailed("the timeline is closed")
@@ -123,18 +145,28 @@ class Recorder:
             raise SimulationFailed(f"no such column at scope {scope}: {wrong}")
         if self._last is not None:
             self._hold_counters(self._last, (scope, class_, guest), values)
+        if time_ns > self._time_ns and self.waiting >= self._flush_rows:
+            self.flush()    # between two samples, so that a part holds whole ones
         self._time_ns = time_ns
-        times, scopes, classes, guests = self._columns[: len(KEY_NAMES)]
-        times.append(time_ns)
-        scopes.append(scope)
-        classes.append(class_)
-        guests.append(guest)
-        get = values.get
-        for name, cells in self._values:
-            cells.append(get(name))
+        self._take(time_ns, guest, values)
+        self._scopes.append(scope)
+        self._classes.append(class_)
         self._rows += 1
-        if len(times) >= self._row_group_rows:
-            self._flush()
+
+    def flush(self) -> None:
+        """Write what waits, so that readers find it; they take the timeline for partial."""
+        if not self.waiting:
+            return
+        batch = self._waiting_rows()
+        if self._path is None:
+            self._batches.append(batch)
+            return
+        self._path.mkdir(exist_ok=True)
+        part = part_file(self._path, self._parts)
+        with writer(temporary(part), PARTIAL_SCHEMA) as file:
+            file.write_table(batch.replace_schema_metadata(PARTIAL_SCHEMA.metadata))
+        os.replace(temporary(part), part)
+        self._parts += 1
 
     def close(self, partial: bool = False) -> pa.Table | None:
         """Finish the timeline; the second call does nothing and returns None.
@@ -152,24 +184,30 @@ class Recorder:
             return None
         self._closed = True
         if self._path is None:
-            self._flush()
-            return pa.Table.from_batches(self._batches, schema=_marked(partial))
-        if self._columns[0]:
-            self._flush()
-        writer = self._open()
-        if partial:
-            writer.add_key_value_metadata({_PARTIAL_KEY.decode(): "true"})
-        writer.close()
-        os.replace(self._temporary(self._path), self._path)
+            self.flush()
+            schema = PARTIAL_SCHEMA if partial else SCHEMA
+            if not self._batches:
+                return schema.empty_table()
+            return pa.concat_tables(self._batches).replace_schema_metadata(schema.metadata)
+        self.flush()
+        if self._rows <= MERGE_ROWS:
+            merge(self._path, partial, self._row_group_rows)
+        else:
+            run_module(
+                "simvm.merge", str(self._path.resolve()), "partial" if partial else "whole",
+                str(self._row_group_rows),
+            )  # fmt: skip
+        self._drop_parts(self._path)
+        os.replace(temporary(self._path), self._path)
         return None
 
     def discard(self) -> None:
-        """Drop the rows and the unfinished file."""
+        """Drop the rows and the unfinished timeline."""
         self._closed = True
         self._batches.clear()
-        if self._writer is not None and self._path is not None:
-            self._writer.close()
-            self._temporary(self._path).unlink(missing_ok=True)
+        if self._path is not None:
+            self._drop_parts(self._path)
+            temporary(self._path).unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -182,36 +220,36 @@ class Recorder:
     ) -> None:
         self.close(partial=kind is not None)
 
-    def _flush(self) -> None:
-        for cells, field in zip(self._columns, SCHEMA, strict=True):
-            # Arrow would cut a float's fraction off without a word.
-            if field.type == pa.int64() and float in set(map(type, cells)):
-                raise SimulationFailed(f"a float in {field.name}, which takes integers")
-        batch = pa.RecordBatch.from_arrays(
-            [
-                pa.array(cells, type=field.type)
-                for cells, field in zip(self._columns, SCHEMA, strict=True)
-            ],
-            schema=SCHEMA,
-        )
-        for cells in self._columns:
-            cells.clear()
-        if self._path is None:
-            self._batches.append(batch)
-        else:
-            self._open().write_batch(batch, row_group_size=self._row_group_rows)
+    def _take(self, time_ns: int, guest: int, values: Mapping[str, int | float | None]) -> None:
+        for cells, key in zip(self._keys, (time_ns, guest), strict=True):
+            cells.numbers.append(key)
+            cells.known.append(True)
+        get, name = values.get, ""
+        try:
+            for name, add, know in self._values:
+                value = get(name)
+                add(0 if value is None else value)
+                know(value is not None)
+        except TypeError:
+            self.discard()
+            raise SimulationFailed(f"a float in {name}, which takes integers") from None
 
-    def _open(self) -> pq.ParquetWriter:
-        if self._writer is None:
-            assert self._path is not None
-            self._writer = pq.ParquetWriter(
-                self._temporary(self._path), SCHEMA, compression="zstd", compression_level=3
-            )
-        return self._writer
+    def _waiting_rows(self) -> pa.Table:
+        """The rows that wait, which do so no longer."""
+        texts = {"scope": _texts(self._scopes), "class": _texts(self._classes)}
+        self._scopes, self._classes = [], []
+        columns = [
+            texts[field.name] if field.name in texts else self._cells[field.name].take()
+            for field in SCHEMA
+        ]
+        return pa.Table.from_arrays(columns, schema=SCHEMA)
 
-    @staticmethod
-    def _temporary(path: Path) -> Path:
-        return path.with_name(f".{path.name}.part")
+    def _drop_parts(self, path: Path) -> None:
+        """The parts have had their day."""
+        if self._parts:
+            aside = path.with_name(f".{path.name}.parts.part")
+            os.replace(path, aside)
+            shutil.rmtree(aside)
 
     @staticmethod
     def _hold_counters(
@@ -228,9 +266,3 @@ class Recorder:
             if value < was:
                 raise SimulationFailed(f"{name} of {key} fell from {was} to {value}")
             before[name] = int(value)
-
-
-def _marked(partial: bool) -> pa.Schema:
-    if not partial:
-        return SCHEMA
-    return SCHEMA.with_metadata({**SCHEMA.metadata, _PARTIAL_KEY: b"true"})

@@ -9,8 +9,10 @@ A run directory holds one full run per variant, ``base`` first::
     DIR/base/summary.json       totals, peaks, means, percentiles, phases
     DIR/thp/...                 the same for each variant
 
-It is built beside its place and renamed, so a reader sees all of it or nothing.
-Summaries are canonical JSON: the same result gives the same bytes.
+Each file is written beside its place and renamed. A run that goes on, or was killed, has the
+same files: summary and manifest say that they are partial, and ``timeline.parquet`` is a
+directory of Parquet files, one for each time that rows were written. Summaries are canonical
+JSON: the same result gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,23 +23,19 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from simvm.columns import CLASS, COLUMN, GUEST, HOST
-from simvm.errors import EXIT_INVALID, SimvmError
-from simvm.recorder import TIMELINE_FILE, TIMELINE_VERSION, timeline_version
-
-if TYPE_CHECKING:
-    import pandas as pd
+from simvm.errors import ResultError
+from simvm.timeline import TIMELINE_FILE, Timeline, is_temporary, temporary
+from simvm.units import human_ns
 
 SCHEMA_VERSION: Final = 1
 BASE: Final = "base"
@@ -80,12 +78,6 @@ _RUN_FILES: Final = frozenset({MANIFEST_FILE, SCENARIO_FILE, SUMMARY_FILE, TIMEL
 _VARIANT_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-class ResultError(SimvmError, ValueError):
-    """A directory that is not a run, or not one that this version reads or may replace."""
-
-    exit_code = EXIT_INVALID
-
-
 # --- canonical JSON ---------------------------------------------------------------------
 
 
@@ -113,9 +105,8 @@ def canonical_json(value: object) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8, newlines as they are) beside `path` and rename it there."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(text.encode())
-    os.replace(temporary, path)
+    temporary(path).write_bytes(text.encode())
+    os.replace(temporary(path), path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -170,106 +161,6 @@ def percentiles(
 # --- a run ------------------------------------------------------------------------------
 
 
-class Timeline:
-    """The samples of a run, or those of one host, class or guest of it."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-
-    @classmethod
-    def read(cls, path: Path) -> Timeline:
-        """The timeline in a Parquet file.
-
-        Raises
-        ------
-        ResultError
-            The file is missing, broken, no timeline, or one of another version.
-        """
-        try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ResultError(f"{path} cannot be read: {error}") from None
-        version = timeline_version(table.schema)
-        if version != TIMELINE_VERSION:
-            raise ResultError(f"{path}: timeline version is {version}, must be {TIMELINE_VERSION}")
-        return cls(table)
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns."""
-        return list(self._table.column_names)
-
-    def to_arrow(self) -> pa.Table:
-        """The rows as an Arrow table."""
-        return self._table
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The rows as a pandas frame; a counter with nulls becomes a nullable integer.
-
-        Raises
-        ------
-        ImportError
-            pandas is not installed; ``to_arrow`` needs none.
-        """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise ImportError(
-                "to_pandas needs pandas, which is not installed: pip install pandas, "
-                "or use to_arrow()"
-            ) from None
-        frame: pd.DataFrame = self._table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        return frame.astype({"time_ns": "int64", "guest": "int64"})
-
-    def host(self) -> Timeline:
-        """The rows of the host."""
-        return self._where(HOST, "", -1)
-
-    def guest_class(self, name: str) -> Timeline:
-        """The rows of a class of guests, each the sum over its guests."""
-        return self._where(CLASS, name, -1)
-
-    def guest(self, class_: str, index: int) -> Timeline:
-        """The rows of one guest."""
-        return self._where(GUEST, class_, index)
-
-    def guests(self) -> list[tuple[str, int]]:
-        """Class and number of every guest, in order of appearance."""
-        rows = self._table.filter(pc.equal(self._table["scope"], GUEST))
-        pairs = zip(rows["class"].to_pylist(), rows["guest"].to_pylist(), strict=True)
-        return list(dict.fromkeys(pairs))
-
-    def values(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """One column as floats, null as not-a-number (exact up to 2^53).
-
-        Raises
-        ------
-        KeyError
-            There is no such column.
-        """
-        if name not in COLUMN:
-            raise KeyError(name)
-        floats: np.ndarray[Any, np.dtype[np.float64]] = (
-            self._table[name].cast(pa.float64(), safe=False).to_numpy()
-        )
-        return floats
-
-    def _where(self, scope: str, class_: str, guest: int) -> Timeline:
-        table = self._table
-        mask = pc.and_(
-            pc.equal(table["scope"], scope),
-            pc.and_(pc.equal(table["class"], class_), pc.equal(table["guest"], guest)),
-        )
-        found = table.filter(mask)
-        if found.num_rows == 0 and table.num_rows:
-            what = scope if scope == HOST else f"{scope} {class_}"
-            raise KeyError(f"{what}.{guest}" if scope == GUEST else what)
-        return Timeline(found)
-
-
 @dataclass(frozen=True)
 class RunResult:
     """One run: its summary, timeline and manifest, and where they are stored, if they are."""
@@ -300,8 +191,13 @@ class RunResult:
 
     @property
     def partial(self) -> bool:
-        """Whether the run was cut short."""
+        """Whether the run was cut short, or has not come to its end."""
         return bool(self.manifest["partial"])
+
+    @property
+    def up_to_ns(self) -> int:
+        """The simulated time that the summary covers."""
+        return int(self.summary["scenario"]["simulated_ns"])
 
     def _repr_html_(self) -> str:
         scenario = self.summary["scenario"]
@@ -310,13 +206,15 @@ class RunResult:
             for name, value in headline(self.summary).items()
             if value is not None
         )
-        cut = " (cut short)" if self.partial else ""
+        cut = f" (partial: up to {human_ns(self.up_to_ns)})" if self.partial else ""
         title = html.escape(f"{scenario['name']} · {self.manifest['variant']}{cut}")
         return f"<table><caption>{title}</caption>{rows}</table>"
 
 
 def load_runs(directory: Path | str) -> dict[str, RunResult]:
     """Every run of a run directory by its variant, the base first.
+
+    Also of one that is being written, or was killed: what there is so far.
 
     Raises
     ------
@@ -327,8 +225,10 @@ def load_runs(directory: Path | str) -> dict[str, RunResult]:
     if (directory / MANIFEST_FILE).exists():
         run = RunResult.load(directory)
         return {str(run.manifest["variant"]): run}
-    stated = read_json(directory / SUMMARY_FILE).get("variant_order", [])
     present = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST_FILE}"))
+    stated: list[str] = []
+    if not present or (directory / SUMMARY_FILE).exists():
+        stated = read_json(directory / SUMMARY_FILE).get("variant_order", [])
     order = [name for name in stated if name in present]
     order += [name for name in present if name not in order]
     if not order:
@@ -387,11 +287,14 @@ def _compared(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if not summaries:
         raise ValueError("nothing to compare")
     scenario = next(iter(summaries.values()))["scenario"]
+    each = {name: summary["scenario"] for name, summary in summaries.items()}
+    up_to = {name: of["simulated_ns"] for name, of in each.items() if of["partial"]}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": scenario["name"],
         "question": scenario["question"],
-        "partial": any(summary["scenario"]["partial"] for summary in summaries.values()),
+        "partial": bool(up_to),
+        "up_to_ns": up_to,
         "variant_order": list(summaries),
         "variants": {name: headline(summary) for name, summary in summaries.items()},
     }
@@ -423,23 +326,25 @@ def check_destination(directory: Path) -> None:
 def _of_a_run(entry: Path) -> bool:
     """Whether an entry of a run directory is one that simvm wrote, with nothing else in it."""
     if not entry.is_dir():
-        return entry.name in {SUMMARY_FILE, REPORT_FILE}
-    within = list(entry.iterdir())
+        return entry.name in {SUMMARY_FILE, REPORT_FILE} or is_temporary(entry.name)
+    within = [path for path in entry.iterdir() if not is_temporary(path.name)]
     if entry.name == CHARTS_DIRECTORY:
         return all(path.suffix in {".svg", ".png"} for path in within)
-    names = {path.name for path in within}
-    return MANIFEST_FILE in names and names <= _RUN_FILES
+    return all(path.name in _RUN_FILES for path in within)
 
 
 class RunWriter:
-    """Builds a run directory beside its place; :meth:`publish` puts it there.
+    """Writes a run directory in its place: readers find there what there is so far.
 
-    As a context manager it leaves nothing behind unless it was published.
+    Until :meth:`publish` the comparison says that it is partial, and so does each variant
+    that is not finished. As a context manager it takes everything back when there was an
+    exception, but keeps it after Ctrl-C.
 
     Parameters
     ----------
     directory
-        Where the run goes. A run that is there already is replaced.
+        Where the run goes. A run that is there already is set aside when the new one begins,
+        comes back if that fails, and goes once it is complete.
 
     Raises
     ------
@@ -450,9 +355,13 @@ class RunWriter:
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory)
         check_destination(self.directory)
-        self._staging = self._beside("partial")
-        self.discard()  # of a process that had this number and was killed
+        place = self.directory.resolve()
+        self._aside = place.with_name(f".{place.name}.old")
+        self._lock: int | None = None
+        self._begun: list[Path] = []
+        self._made = False      # the directory was not there before
         self._summaries: dict[str, Mapping[str, Any]] = {}
+        self._published = False
 
     def variant(self, name: str) -> Path:
         """Make the directory of a variant and return it; its timeline is recorded there.
@@ -460,18 +369,21 @@ class RunWriter:
         Raises
         ------
         ResultError
-            The name cannot be that of a directory, or is taken.
+            The name cannot be that of a directory, or is taken; or another process is
+            writing a run to the same place.
         """
         if not _VARIANT_NAME.fullmatch(name) or name == CHARTS_DIRECTORY:
             raise ResultError(f"variant {name!r}: not a name for a directory of results")
-        path = self._staging / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise ResultError(f"variant {name!r} appears twice") from None
+        if not self._begun:
+            self._begin()
+        path = self.directory / name
+        if path in self._begun:
+            raise ResultError(f"variant {name!r} appears twice")
+        self._begun.append(path)
+        path.mkdir()
         return path
 
-    def finish(
+    def write(
         self,
         name: str,
         *,
@@ -479,38 +391,48 @@ class RunWriter:
         manifest: Mapping[str, Any],
         scenario_toml: str,
     ) -> None:
-        """Write a variant's summary, manifest and resolved scenario beside its timeline."""
-        path = self._staging / name
+        """Write a variant's resolved scenario, summary and manifest beside its timeline.
+
+        Once when it is finished; before, as often as one likes, with a summary and a
+        manifest that say that they are partial.
+        """
+        path = self.directory / name
         write_text(path / SCENARIO_FILE, scenario_toml)
         write_text(path / SUMMARY_FILE, canonical_json(summary))
         write_text(path / MANIFEST_FILE, canonical_json(manifest))
         self._summaries[name] = summary
+        compared = _compared(self._summaries) | {"partial": True}
+        write_text(self.directory / SUMMARY_FILE, canonical_json(compared))
 
     def publish(self) -> dict[str, Any]:
-        """Put the finished variants in place and return their comparison.
+        """Call the run complete and return the comparison of its variants.
 
-        A variant that was begun and not finished is dropped. An older run in the same
-        place goes once the new one is complete.
+        A variant of which nothing was written is dropped, and an older run in the same place
+        goes.
         """
         compared = _compared(self._summaries)
-        for path in self._staging.iterdir():
+        for path in self._begun:
             if path.name not in self._summaries:
                 shutil.rmtree(path)
-        write_text(self._staging / SUMMARY_FILE, canonical_json(compared))
-        check_destination(self.directory)
-        if self.directory.exists():
-            old = self._beside("old")
-            os.rename(self.directory, old)
-            os.rename(self._staging, self.directory)
-            shutil.rmtree(old)
-        else:
-            os.rename(self._staging, self.directory)
+        write_text(self.directory / SUMMARY_FILE, canonical_json(compared))
+        self._published = True
+        self._end()
         return compared
 
     def discard(self) -> None:
-        """Remove what was built and not published."""
-        if self._staging.exists():
-            shutil.rmtree(self._staging)
+        """Remove what was written, and put back what was there before."""
+        if not self._begun:
+            return
+        for path in self._begun:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.directory / SUMMARY_FILE, temporary(self.directory / SUMMARY_FILE)):
+            path.unlink(missing_ok=True)
+        if self._made or self._aside.exists():
+            with suppress(OSError):     # somebody has put something there
+                self.directory.rmdir()
+                if self._aside.exists():
+                    os.rename(self._aside, self.directory)
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self
@@ -521,8 +443,62 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.discard()
+        if self._published:
+            return
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._summaries:
+            self._end()
+        else:
+            self.discard()
 
-    def _beside(self, what: str) -> Path:
-        name = self.directory.resolve().name
-        return self.directory.resolve().parent / f".{name}.{what}-{os.getpid()}"
+    def _begin(self) -> None:
+        """Take the place."""
+        check_destination(self.directory)
+        self._made = not self.directory.exists()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        if any(self.directory.iterdir()):
+            if self._aside.exists():
+                # A process was killed here. Of two runs that it left the whole one is kept.
+                shutil.rmtree(self._aside if _is_whole(self.directory) else self.directory)
+            if self.directory.exists():
+                os.rename(self.directory, self._aside)
+            self._unlock()
+            self.directory.mkdir()
+            self._lock = self._locked()
+
+    def _end(self) -> None:
+        """Leave the place to what was written."""
+        if self._aside.exists():
+            shutil.rmtree(self._aside)
+        self._unlock()
+
+    def _locked(self) -> int | None:
+        """Hold the directory against other processes, as long as this one lives."""
+        if sys.platform == "win32":
+            return None
+        import fcntl
+
+        lock = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ResultError(
+                f"another process is writing a run to {self.directory}; choose another place"
+            ) from None
+        except OSError:     # a file system without locks
+            pass
+        return lock
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a run in a directory came to its end."""
+    try:
+        return not read_json(directory / SUMMARY_FILE)["partial"]
+    except (ResultError, KeyError):
+        return False

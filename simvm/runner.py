@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from simvm import provenance
-from simvm.recorder import TIMELINE_FILE, Recorder
-from simvm.results import RunResult, RunWriter, Timeline
+from simvm.recorder import Recorder
+from simvm.results import RunResult, RunWriter
 from simvm.scenario import (
     BASE,
     Scenario,
@@ -24,6 +26,7 @@ from simvm.scenario import (
     variants,
     with_values,
 )
+from simvm.timeline import TIMELINE_FILE, Timeline
 
 Progress = Callable[[str, int, int, int | None], None]
 """Told as a run goes on: variant, simulated ns, accesses done, accesses in all or None."""
@@ -41,7 +44,9 @@ class ScenarioOutcome:
 
 
 def run(scenario: Scenario, seed: int | None = None) -> RunResult:
-    """Run one scenario in memory.
+    """Run one scenario in memory, its timeline included: some 1.2 KB for each row of it.
+
+    `run_file` writes the timeline as it goes; so should a long run of many guests.
 
     Parameters
     ----------
@@ -71,14 +76,15 @@ def run_file(
 ) -> ScenarioOutcome:
     """Run the base and every variant of a file (or one of them) into a run directory.
 
-    Ctrl-C ends the run early: what was done so far is kept and marked as partial.
+    What there is so far stands in the directory as the run goes on, marked as partial, and
+    stays there when the process is killed. Ctrl-C ends the run early and keeps what was done.
 
     Raises
     ------
     InvalidInput
         The file has mistakes. Nothing is written.
     SimulationFailed
-        An invariant did not hold. Nothing is written.
+        An invariant did not hold. Nothing is left, and what was there before is there again.
     """
     if seed is not None:
         sets = [*sets, f"scenario.seed={seed}"]
@@ -88,12 +94,14 @@ def run_file(
     failed: list[str] = []
     watch = provenance.Stopwatch()
     results: dict[str, RunResult] = {}
-    partial = False
+    places: dict[str, _Place] = {}
+    cut = False
     with RunWriter(out) as writer:
         for name, scenario in chosen.items():
-            results[name] = result = _run(scenario, name, writer.variant(name), progress)
-            partial = result.partial
-            if partial:
+            places[name] = place = _Place(writer, name, scenario)
+            results[name] = result = _run(scenario, name, place, progress)
+            cut = result.partial
+            if cut:
                 break
             failed += [
                 f"{name}: {text}"
@@ -101,46 +109,85 @@ def run_file(
             ]
         whole = provenance.whole_program(watch, [each.manifest for each in results.values()])
         for name, result in results.items():
-            writer.finish(
-                name, summary=result.summary, manifest=result.manifest | {"program_wall": whole},
-                scenario_toml=to_toml(chosen[name], Path(out) / name),
-            )  # fmt: skip
+            places[name].write(result.summary, result.manifest | {"program_wall": whole})
         summary = writer.publish()
-    return ScenarioOutcome(Path(out), summary, failed, partial)
+    return ScenarioOutcome(Path(out), summary, failed, cut)
+
+
+class _Place:
+    """Where a variant's files go."""
+
+    def __init__(self, writer: RunWriter, name: str, scenario: Scenario) -> None:
+        self.directory = writer.variant(name)
+        self.timeline = self.directory / TIMELINE_FILE
+        self._write = partial(
+            writer.write, name, scenario_toml=to_toml(scenario, self.directory)
+        )
+
+    def write(self, summary: dict[str, Any], manifest: dict[str, Any]) -> None:
+        """Write what the run has come to, beside its timeline."""
+        self._write(summary=summary, manifest=manifest)
+
+
+LEAST_S: float = 2.0
+SHARE_OF_TIME: float = 1 / 50
+
+
+class Pace:
+    """When to write what a killed run would miss.
+
+    At once, then every `LEAST_S` seconds, and less often as time goes by: after a hundredth
+    of the time so far, and so that it takes no more than `SHARE_OF_TIME`.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._next = perf_counter()
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write, if it is time to."""
+        began = perf_counter()
+        if began < self._next:
+            return
+        write()
+        ended = perf_counter()
+        self._next = ended + max(
+            LEAST_S, (ended - self._start) / 100, (ended - began) / SHARE_OF_TIME
+        )
 
 
 def _run(
-    scenario: Scenario, variant: str, directory: Path | None, progress: Progress | None
+    scenario: Scenario, variant: str, place: _Place | None, progress: Progress | None
 ) -> RunResult:
-    """One run, into `directory` or (None) into memory."""
+    """One run, into its place or (None) into memory."""
     from simvm.model.engine import Simulation, thorough
 
     watch = provenance.Stopwatch()
     code = digest(scenario)
-    recorder = Recorder(
-        directory / TIMELINE_FILE if directory is not None else None, thorough=thorough()
-    )
+
+    def summary_and_manifest(reason: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return simulation.summary(code), provenance.manifest(
+            scenario_digest=code, seed=scenario.scenario.seed, variant=variant, watch=watch,
+            accesses=simulation.accesses, events=simulation.env.events,
+            simulated_ns=simulation.env.now, partial=simulation.partial, exit_reason=reason,
+        )  # fmt: skip
+
+    def at_sample(now: int, done: int, total: int | None) -> None:
+        if progress is not None:
+            progress(variant, now, done, total)
+        if place is not None:
+            rows.keep(recorder.flush)
+            figures.keep(lambda: place.write(*summary_and_manifest("unfinished")))
+
+    recorder = Recorder(place.timeline if place is not None else None, thorough=thorough())
+    rows, figures = Pace(), Pace()
     with recorder:
-        simulation = Simulation(
-            scenario, recorder, None if progress is None else _watcher(progress, variant)
-        )
+        simulation = Simulation(scenario, recorder, at_sample)
         simulation.run()
         table = recorder.close(simulation.partial)
-    summary = simulation.summary(code)
-    manifest = provenance.manifest(
-        scenario_digest=code, seed=scenario.scenario.seed, variant=variant, watch=watch,
-        accesses=simulation.accesses, events=simulation.env.events,
-        simulated_ns=simulation.env.now, partial=simulation.partial,
-        exit_reason="interrupted" if simulation.partial else "done",
-    )  # fmt: skip
-    if directory is not None:
-        return RunResult(summary, Timeline.read(directory / TIMELINE_FILE), manifest, directory)
-    assert table is not None
-    return RunResult(summary, Timeline(table), manifest)
-
-
-def _watcher(progress: Progress, variant: str) -> Callable[[int, int, int | None], None]:
-    def watch(now: int, done: int, total: int | None) -> None:
-        progress(variant, now, done, total)
-
-    return watch
+    summary, manifest = summary_and_manifest("interrupted" if simulation.partial else "done")
+    if place is None:
+        assert table is not None
+        return RunResult(summary, Timeline(table), manifest)
+    place.write(summary, manifest)
+    timeline = Timeline.written(place.timeline, simulation.partial)
+    return RunResult(summary, timeline, manifest, place.directory)

@@ -14,8 +14,9 @@ from typing import Any
 
 from simvm.columns import COUNTER_NAMES, ELAPSED_PARTS, FAULT_STALL_PARTS, GAUGE_NAMES, names_at
 from simvm.provenance import Stopwatch, digest, manifest
-from simvm.recorder import TIMELINE_FILE, Recorder
+from simvm.recorder import Recorder
 from simvm.results import RunWriter, percentiles
+from simvm.timeline import TIMELINE_FILE
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -212,7 +213,7 @@ def write_variant(
         }},
         "guests": guests,
     }
-    writer.finish(
+    writer.write(
         variant, summary=summary, scenario_toml=toml,
         manifest=manifest(scenario_digest=digest(toml), seed=1, variant=variant,
                           watch=Stopwatch(), accesses=totals["accesses"],

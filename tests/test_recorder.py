@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,9 +20,9 @@ from simvm.columns import (
     VALUE_NAMES,
     names_at,
 )
-from simvm.errors import SimulationFailed
-from simvm.recorder import SCHEMA, Recorder, timeline_version
-from simvm.results import Timeline
+from simvm.errors import ResultError, SimulationFailed
+from simvm.recorder import Recorder
+from simvm.timeline import SCHEMA, Timeline, timeline_version
 
 
 def record(recorder: Recorder, rows: int, start: int = 0) -> None:
@@ -67,12 +68,15 @@ def test_rows_come_back_in_order_with_nulls(tmp_path: Path) -> None:
     assert table["class"].to_pylist()[-1] == "web"
 
 
-def test_memory_holds_one_row_group(tmp_path: Path) -> None:
+def test_memory_holds_so_many_rows_and_files_one_row_group(tmp_path: Path) -> None:
     path = tmp_path / "timeline.parquet"
-    recorder = Recorder(path, row_group_rows=4)
-    record(recorder, 11)
+    recorder = Recorder(path, flush_rows=3, row_group_rows=4)
+    waiting = []
+    for step in range(11):
+        record(recorder, 1, step)
+        waiting.append(recorder.waiting)
+    assert waiting == [1, 2, 3] * 3 + [1, 2]
     assert recorder.rows == 11
-    assert len(recorder._columns[0]) == 3
     recorder.close()
     groups = pq.ParquetFile(path)
     assert [groups.metadata.row_group(n).num_rows for n in range(groups.num_row_groups)] == [
@@ -80,20 +84,67 @@ def test_memory_holds_one_row_group(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_same_rows_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        with Recorder(tmp_path / name, row_group_rows=5) as recorder:
-            record(recorder, 12)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+def test_same_rows_same_bytes_however_often_they_are_written(tmp_path: Path) -> None:
+    written = set()
+    for flush_rows in (1, 3, 7, 100):
+        path = tmp_path / str(flush_rows)
+        with Recorder(path, flush_rows=flush_rows, row_group_rows=25) as recorder:
+            for step in range(60):
+                record(recorder, 1, step)
+                recorder.append(step * 10, "guest", "web", 0, {"slowdown": 1 + step / 7})
+                if step % flush_rows == 1:
+                    recorder.flush()
+        written.add(path.read_bytes())
+    assert len(written) == 1
 
 
-def test_nothing_has_the_name_before_the_end(tmp_path: Path) -> None:
+def test_what_is_written_before_the_end_is_partial_and_can_be_read(tmp_path: Path) -> None:
+    """By simvm, and by a reader of Parquet that knows nothing of it."""
     path = tmp_path / "timeline.parquet"
-    recorder = Recorder(path, row_group_rows=2)
-    record(recorder, 5)
-    assert not path.exists()
+    recorder = Recorder(path)
+    record(recorder, 2)
+    recorder.flush()
+    record(recorder, 3, 2)
+    recorder.flush()
+    record(recorder, 1, 5)
+    (path / ".part-000002.parquet.part").write_bytes(b"PAR1 begun")
+    timeline = Timeline.read(path)
+    assert timeline.partial
+    assert len(timeline) == len(timeline.host()) == 5
+    for table in (timeline.to_arrow(), pq.read_table(path)):
+        assert table["accesses"].to_pylist() == [0, 1, 2, 3, 4]
+        assert table.schema.metadata[b"simvm.partial"] == b"true"
     recorder.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["timeline.parquet"]
+    assert not Timeline.read(path).partial
+    assert len(Timeline.read(path)) == 6
+
+
+def test_a_run_that_is_killed_as_it_closes_has_all_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts have gone, and the whole file has not taken their name."""
+    path = tmp_path / "timeline.parquet"
+    recorder = Recorder(path, flush_rows=2)
+    record(recorder, 5)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == path:
+            raise SystemExit
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):
+        recorder.close()
+    assert not path.exists()
+    assert Timeline.read(path).values("accesses").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_timeline_without_its_first_part_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "timeline.parquet").mkdir()
+    with pytest.raises(ResultError, match="it has no parts yet"):
+        Timeline.read(tmp_path / "timeline.parquet")
 
 
 def test_an_interrupted_run_leaves_a_readable_file(tmp_path: Path) -> None:
@@ -174,9 +225,8 @@ def test_thorough_holds_that_counters_never_fall() -> None:
 
 def test_a_fraction_is_no_count() -> None:
     recorder = Recorder()
-    recorder.append(0, "host", "", -1, {"accesses": 1.5})
     with pytest.raises(SimulationFailed, match="a float in accesses"):
-        recorder.close()
+        recorder.append(0, "host", "", -1, {"accesses": 1.5})
 
 
 def test_every_gauge_and_counter_takes_integers_at_its_scopes() -> None:

@@ -198,9 +198,9 @@ def test_many_variants_stand_one_under_the_other(tmp_path: Path) -> None:
     names = [f"variant_{n}" for n in range(9)]
     compared["variants"] = dict.fromkeys(names, compared["variants"]["base"])
     compared["variant_order"] = names
-    compared["partial"] = True
+    compared |= {"partial": True, "up_to_ns": {"variant_3": 3_200_000_000}}
     text = printed(comparison_table(compared))
-    assert "(cut short)" in text
+    assert "synthetic (partial: variant_3 up to 3.20 s)" in text
     assert max(map(len, text.splitlines())) <= 120
     assert all(re.search(rf"^ *{name} ", text, re.MULTILINE) for name in names)
 
@@ -381,7 +381,7 @@ def test_page_of_a_partial_run_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(vl_convert, "vegalite_to_svg", lambda *_, **__: "<svg/>")
     monkeypatch.setattr(vl_convert, "svg_to_png", lambda *_, **__: b"")
     directory = write_run(tmp_path / "run", ("base",), samples=41, partial=True)
-    assert "Cut short, figures cover what was run: base (interrupted)." in write_report(
+    assert "Partial: base up to 205 ms (interrupted)." in write_report(
         directory
     ).read_text(encoding="utf-8")
 

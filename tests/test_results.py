@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 from synthetic import GUESTS, write_run, write_variant
 
 from simvm.columns import COLUMN, ELAPSED_PARTS
-from simvm.errors import EXIT_INVALID
+from simvm.errors import EXIT_INVALID, ResultError
 from simvm.results import (
     HEADLINE,
-    ResultError,
     RunResult,
     RunWriter,
-    Timeline,
     canonical_json,
     check_destination,
     comparison,
@@ -32,6 +30,7 @@ from simvm.results import (
     read_json,
     write_text,
 )
+from simvm.timeline import Timeline
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +203,7 @@ def test_notebook_view_escapes_names(base: RunResult) -> None:
     summary = {**base.summary, "scenario": {**base.summary["scenario"], "name": "<script>"}}
     shown = RunResult(summary, base.timeline, {**base.manifest, "partial": True})._repr_html_()
     assert "<script>" not in shown
-    assert "&lt;script&gt; · base (cut short)" in shown
+    assert "&lt;script&gt; · base (partial: up to 300 ms)" in shown
     assert "slowdown" in shown
 
 
@@ -259,12 +258,20 @@ def test_same_run_same_bytes(tmp_path: Path) -> None:
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
 
 
-def test_nothing_is_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_what_is_there_before_it_is_whole_is_partial(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run") as writer:
+        writer.variant("base")
+        assert not contents(tmp_path)
+        with pytest.raises(ResultError, match="is no run directory"):
+            load_runs(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
     with RunWriter(tmp_path / "run") as writer:
         write_variant(writer, "base", samples=41)
-        assert not (tmp_path / "run").exists()
+        assert read_json(tmp_path / "run" / "summary.json")["partial"]
+        assert list(load_runs(tmp_path / "run")) == ["base"]
         writer.variant("thp")  # begun, never finished
         writer.publish()
+    assert not read_json(tmp_path / "run" / "summary.json")["partial"]
     assert contents(tmp_path) == {"run/summary.json"} | {f"run/base/{name}" for name in (
         "manifest.json", "scenario.toml", "timeline.parquet", "summary.json")}  # fmt: skip
     assert not (tmp_path / "run" / "thp").exists()
@@ -283,6 +290,22 @@ def test_a_failed_run_leaves_nothing_and_the_old_one_alone(tmp_path: Path) -> No
         fails()
     assert {file: (directory / file).read_bytes() for file in contents(directory)} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_ctrl_c_keeps_what_was_written(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with RunWriter(tmp_path / "run") as writer:
+            write_variant(writer, "base", samples=41)
+            writer.variant("thp")
+            raise KeyboardInterrupt
+
+    write_run(tmp_path / "run", ("hugetlb",), samples=41)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(load_runs(tmp_path / "run")) == ["base"]
+    assert read_json(tmp_path / "run" / "summary.json")["partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    write_run(tmp_path / "run", ("base",), samples=41)  # what is partial can be replaced
 
 
 def test_a_run_replaces_an_older_one_and_its_report(tmp_path: Path) -> None:
@@ -306,14 +329,32 @@ def test_what_simvm_did_not_write_is_never_replaced(tmp_path: Path, foreign: str
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_what_appeared_during_the_run_is_not_replaced(tmp_path: Path) -> None:
+def test_what_appeared_during_a_run_that_failed_stays(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "run") as writer:
         write_variant(writer, "base", samples=41)
+        (tmp_path / "run" / "mine.txt").write_text("mine")
+        (tmp_path / "run" / "base" / ".summary.json.part").write_text("begun")
+    assert contents(tmp_path) == {"run/mine.txt"}
+    with pytest.raises(ResultError, match=r"mine\.txt"):
+        RunWriter(tmp_path / "run")
+
+
+def test_what_appeared_before_the_first_variant_is_not_replaced(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run") as writer:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "mine.txt").write_text("mine")
         with pytest.raises(ResultError, match=r"mine\.txt"):
-            writer.publish()
+            writer.variant("base")
     assert contents(tmp_path) == {"run/mine.txt"}
+
+
+def test_two_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
+    with RunWriter(tmp_path / "run") as one, RunWriter(tmp_path / "run") as other:
+        write_variant(one, "base", samples=41)
+        with pytest.raises(ResultError, match="another process is writing a run to"):
+            other.variant("base")
+        one.publish()
+    assert list(load_runs(tmp_path / "run")) == ["base"]
 
 
 def test_places_a_run_can_go(tmp_path: Path) -> None:
@@ -354,8 +395,29 @@ def test_a_partial_run_says_so(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["partial"] is True
 
 
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    writer = RunWriter(tmp_path / "run")
-    writer.variant("base")
-    RunWriter(tmp_path / "run").variant("base")
-    assert len(list(tmp_path.iterdir())) == 1
+def killed(writer: RunWriter) -> None:
+    """What becomes of the lock of a process that is killed."""
+    writer._unlock()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_two_runs_that_killed_processes_left_the_whole_one_is_kept(
+    tmp_path: Path, whole: bool
+) -> None:
+    """One was killed as it wrote, or as it took the older run away; the next one fails."""
+    place = tmp_path / "run"
+    write_run(place, ("base",), samples=41)
+    writer = RunWriter(place)
+    write_variant(writer, "thp", samples=41)
+    if whole:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunWriter, "_end", killed)
+            writer.publish()
+    killed(writer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.old", "run"]
+    assert list(load_runs(place)) == ["thp"]
+    with RunWriter(place) as failing:
+        write_variant(failing, "hugetlb", samples=41)
+    assert list(load_runs(place)) == ["thp" if whole else "base"]
+    assert not read_json(place / "summary.json")["partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

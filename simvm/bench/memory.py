@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from simvm.bench.child import run_module
+from simvm.child import run_module
 from simvm.core_check import load_core
 from simvm.errors import UsageError
 from simvm.hardware.geometry import ORDER_BYTES

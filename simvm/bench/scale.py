@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from simvm.bench.child import run_module
+from simvm.child import run_module
 from simvm.core_check import load_core
 from simvm.hardware import load_cpu
 from simvm.hardware.geometry import ORDER_BYTES

@@ -19,7 +19,6 @@ from simvm.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_INVALID,
     InvalidInput,
     SimvmError,
 )
@@ -64,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """What is no exception of simvm's own: a bad directory, a full disk, or a defect."""
-    from simvm.results import ResultError
-
-    if isinstance(error, ResultError):
-        print(f"simvm: {error}", file=sys.stderr)
-        return EXIT_INVALID
+    """What is no exception of simvm's own: a full disk, or a defect."""
     if isinstance(error, OSError):
         print(f"simvm: {error}", file=sys.stderr)
         return EXIT_FAILED

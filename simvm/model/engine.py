@@ -81,7 +81,7 @@ class Simulation:
         self.tasks: dict[int, list[Task]] = {g.owner: make_tasks(g) for g in self.guests}
         self._sampler = Sampler(host, self.guests, recorder, scenario.scenario.warmup)
         self._thorough = thorough()
-        self.partial = False
+        self.partial = True     # until it has come to its end
 
     def run(self) -> None:
         """To the end of the scenario; Ctrl-C ends it early and marks it partial."""
@@ -97,8 +97,9 @@ class Simulation:
         self.env.process(self._samples())
         with interruptible() as stop:
             # Between two events everything is consistent, so there a run may end.
+            step = self.env.step
             while not end.processed and not stop:
-                self.env.step()
+                step()
         self.partial = bool(stop)
         for tasks in self.tasks.values():
             for task in tasks:
@@ -107,7 +108,10 @@ class Simulation:
         self._sampler.sample()
 
     def summary(self, digest: str) -> dict[str, Any]:
-        """What came of it; after `run`."""
+        """What came of it; while it runs, what has come of it so far, as of the last sample."""
+        for tasks in self.tasks.values():
+            for task in tasks:
+                task.update_record()
         build = Summary(self._scenario, self.host, self._sampler, self.tasks).build
         return build(
             self.guests, seed=self._scenario.scenario.seed, digest=digest,

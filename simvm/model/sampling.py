@@ -6,6 +6,8 @@ slowdown of an interval is elapsed over ideal of what measured phases did in it.
 
 from __future__ import annotations
 
+from array import array
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -151,7 +153,7 @@ class Sampler:
         nothing = dict.fromkeys(guest_values(guests[0]), 0)
         self.totals: dict[tuple[str, int], dict[str, int]] = {}
         self.peaks: dict[tuple[str, int], dict[str, float]] = {}
-        self.slowdowns: dict[tuple[str, int], list[float]] = {}
+        self.slowdowns: dict[tuple[str, int], array[float]] = defaultdict(lambda: array("d"))
         self.weighed_ns = 0
         self._pressures = {("", -1): [Gauge(host.pressure, "psi")]}
         self._of: dict[tuple[str, int], list[Guest]] = {("", -1): guests}
@@ -215,7 +217,7 @@ class Sampler:
             if value > peaks.get(name, -1):
                 peaks[name] = value
         if slowdown is not None and now > self._warmup and scope == "guest":
-            self.slowdowns.setdefault(key, []).append(slowdown)
+            self.slowdowns[key].append(slowdown)
 
     def _slowdown(self, key: tuple[str, int]) -> float | None:
         chosen = self._of[key]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from simvm.columns import COUNTER_NAMES, GAUGE_NAMES, PRESSURE_NAMES
 from simvm.model.host_view import hint_summary, host_view, is_named
 from simvm.model.refaults import RefaultDistances
@@ -198,10 +200,7 @@ class Summary:
 
     def _class_summary(self, name: str, guests: list[Guest]) -> dict[str, Any]:
         config = self._scenario.guests[name]
-        intervals = [
-            value for guest in guests
-            for value in self._sampler.slowdowns.get((name, guest.index), [])
-        ]  # fmt: skip
+        intervals = [self._sampler.slowdowns[name, guest.index] for guest in guests]
         return {
             "virtualization": config.virtualization,
             "page_size": format_bytes(config.page_size) if config.is_vm else None,
@@ -209,7 +208,7 @@ class Summary:
             "channel": config.channel.kind if config.is_vm else None,
             "count": config.count,
             "slowdown": slowdown(guests),
-            "slowdown_percentiles": percentiles(intervals),
+            "slowdown_percentiles": percentiles(np.concatenate(intervals)),
         } | (
             of_phases(self._records(guests))
             | self._values((name, -1), self._host.peaks[name])
@@ -218,7 +217,7 @@ class Summary:
 
     def _guest_summary(self, guest: Guest) -> dict[str, Any]:
         records = self._records([guest])
-        intervals = self._sampler.slowdowns.get((guest.class_, guest.index), [])
+        intervals = self._sampler.slowdowns[guest.class_, guest.index]
         return {
             "class": guest.class_,
             "guest": guest.index,

@@ -9,6 +9,7 @@ arrival, elapsed time only while a request is served. Phases that keep to the cl
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class PhaseRecord:
     accesses: int = 0
     parts: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
-    latencies_ns: list[int] = field(default_factory=list)
+    latencies_ns: array[int] = field(default_factory=lambda: array("q"))
     frees: Frees = field(default_factory=Frees)
     late_ns: int = 0    # of a paced phase: how far behind the clock it was at most
 
@@ -128,11 +129,16 @@ class Task:
 
     def close_record(self) -> None:
         """Complete the newest record, also of a phase that was cut short."""
+        if self.records and self.records[-1].end_ns is None:
+            self.update_record()
+            self.records[-1].end_ns = self.guest.host.env.now
+
+    def update_record(self) -> None:
+        """Bring the newest record up to now, if its phase is under way."""
         if not self.records or self.records[-1].end_ns is not None:
             return
         record = self.records[-1]
         parts, counters = self._before
-        record.end_ns = self.guest.host.env.now
         record.parts = difference(self._parts(), parts)
         record.elapsed_ns = sum(record.parts.values())
         record.ideal_ns = record.parts["compute_ns"] + record.parts["think_ns"]

@@ -204,8 +204,14 @@ def _partial_note(runs: Mapping[str, RunResult]) -> str:
     cut = [name for name, run in runs.items() if run.partial]
     if not cut:
         return ""
-    reasons = ", ".join(f"{name} ({runs[name].manifest['exit_reason']})" for name in cut)
-    return f'<p class="partial">Cut short, figures cover what was run: {escape(reasons)}.</p>'
+    reached = ", ".join(
+        f"{name} up to {duration(runs[name].up_to_ns)} ({runs[name].manifest['exit_reason']})"
+        for name in cut
+    )
+    return (
+        f'<p class="partial">Partial: {escape(reached)}. Figures and charts cover what was run '
+        "and written until then.</p>"
+    )
 
 
 def _headline_table(compared: Mapping[str, Any], runs: Mapping[str, RunResult]) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from simvm.results import RunResult, Timeline
+from simvm.results import RunResult
+from simvm.timeline import Timeline
 
 MOST_POINTS: Final = 400
 

@@ -56,7 +56,10 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
     """
     names = summary.get("variant_order") or sorted(summary["variants"])
     rows = [summary["variants"][name] for name in names]
-    title = escape(str(summary["name"])) + (" (cut short)" if summary.get("partial") else "")
+    title = escape(str(summary["name"]))
+    if summary.get("partial"):
+        reached = [f"{name} up to {duration(ns)}" for name, ns in summary["up_to_ns"].items()]
+        title += escape(f" (partial: {', '.join(reached)})")
     table = Table(title=title, **_LOOK)
     if len(names) <= MOST_ACROSS:
         table.add_column("", style="dim")

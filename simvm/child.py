@@ -1,4 +1,4 @@
-"""Runs a part of the benchmark in a process of its own, whose memory is then its own."""
+"""Runs a module in a process of its own, whose memory is then its own."""
 
 from __future__ import annotations
 
