@@ -26,6 +26,7 @@ from simvm import cli, errors, scenario, validation
 from simvm.model.channels import CHANNELS
 from simvm.model.policies import POLICIES
 from simvm.results import HEADLINE
+from simvm.workload.usage_import import import_usage
 
 PAGES = ("README.md", "docs/index.md", "docs/scenario.md", "docs/results.md", "docs/trace.md",
          "docs/usage.md", "docs/design.md", "docs/translation.md", "docs/validation.md",
@@ -64,13 +65,17 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 
 def write_files(page: str, where: Path) -> list[Path]:
-    """The files that a page shows: TOML under its name, and the recording of trace.md."""
+    """The files that a page shows: TOML under its name, the recording of trace.md, and tables,
+    which are imported at once, since TOML names what comes of that."""
     written = []
     for block in blocks(page):
         named = re.match(r"# ([\w.-]+\.toml)\n", block.text)
         if block.language == "toml" and named:
             written.append(where / named[1])
             written[-1].write_text(block.text)
+        elif table := re.match(r"# ([\w.-]+\.csv)\n", block.text):
+            (where / table[1]).write_text(block.text)
+            import_usage(where / table[1], where)
         elif block.language == "text" and all(
             re.fullmatch(r" [LSM] [0-9a-f]+,\d+", line) for line in block.text.splitlines()
         ):
@@ -137,7 +142,7 @@ def test_the_scenarios_that_a_page_shows_have_no_mistakes(page: str, tmp_path: P
 def test_no_toml_of_a_page_goes_unchecked(tmp_path: Path) -> None:
     shown = sum(block.language == "toml" for page in PAGES for block in blocks(page))
     written = [file for page in PAGES for file in write_files(page, tmp_path)]
-    assert shown == len(written) == len(set(written)) == 6
+    assert shown == len(written) == len(set(written)) == 7
 
 
 # --- what the pages say is so -----------------------------------------------------------

@@ -104,12 +104,37 @@ def _add_report(among: Any) -> None:
 
 
 def _add_trace(among: Any) -> None:
-    made: argparse.ArgumentParser = among.add_parser("trace", help="recorded memory traces")
+    made: argparse.ArgumentParser = among.add_parser(
+        "trace", help="recorded memory traces, and memory use over time"
+    )
     below = made.add_subparsers(dest="subverb", required=True, metavar="VERB")
-    take = _verb(below, "import", verbs.trace_import, "turn a recording of a program into a trace")
-    _file(take, "source", "the recording; - is standard input")
-    take.add_argument("--out", type=Path, help="the trace (default: runs/SOURCE.simvm-trace)")
-    take.add_argument("--kind", default="lackey", help="what wrote it (default: %(default)s)")
+    take = _verb(
+        below, "import", verbs.trace_import,
+        "turn a recording of a program into a trace, or an export of memory use into a series",
+    )  # fmt: skip
+    _file(take, "source", "the recording, or the export; - is standard input")
+    take.add_argument(
+        "--out", type=Path,
+        help="the trace (default: runs/SOURCE.simvm-trace), or the folder of the series (runs)",
+    )  # fmt: skip
+    take.add_argument(
+        "--kind", help="what wrote it: lackey, the default; with --usage csv, parquet, "
+        "node_exporter or libvirt (default: by what it looks like)",
+    )  # fmt: skip
+    usage = take.add_argument_group("memory use over time")
+    usage.add_argument("--usage", action="store_true", help="read an export of memory use")
+    usage.add_argument(
+        "--time", default="auto", help="unit of its times: s, ms, us or ns (default: by the "
+        "format, else by the size of the first one)",
+    )  # fmt: skip
+    usage.add_argument(
+        "--gaps", choices=("error", "hold"), default="error",
+        help="where rows are missing: refuse, or let the last value hold (default: %(default)s)",
+    )  # fmt: skip
+    usage.add_argument(
+        "--duplicates", choices=("error", "first", "last"), default="error",
+        help="which of several rows of one time to keep (default: %(default)s)",
+    )  # fmt: skip
     take.add_argument("--instructions", action="store_true", help="keep instruction fetches")
     take.add_argument("--program", help="its name, for the header")
     take.add_argument("--command", help="how it was recorded, for the header")
@@ -117,8 +142,8 @@ def _add_trace(among: Any) -> None:
     take.add_argument("--limit", type=_count, help="keep this many accesses")
     _format(take)
     _quiet(take)
-    info = _verb(below, "info", verbs.trace_info, "describe a trace")
-    _file(info, "file", 'a trace, or "builtin"')
+    info = _verb(below, "info", verbs.trace_info, "describe a trace, or a series of memory use")
+    _file(info, "file", 'a trace, a usage file, or "builtin"')
     _format(info)
 
 

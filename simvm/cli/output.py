@@ -120,7 +120,9 @@ def steps_done(args: argparse.Namespace) -> Iterator[Callable[[str, int, int], N
 
 
 @contextmanager
-def reading(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
+def reading(
+    args: argparse.Namespace, what: str = "accesses"
+) -> Iterator[Callable[[int, int], None] | None]:
     """How far an import has come; on a terminal only."""
     if args.quiet or not sys.stderr.isatty():
         yield None
@@ -131,7 +133,7 @@ def reading(args: argparse.Namespace) -> Iterator[Callable[[int, int], None] | N
 
     with Console(stderr=True).status("reading") as status:
         yield lambda read, kept: status.update(
-            f"{human_bytes(read)} read, {human_count(kept)} accesses kept"
+            f"{human_bytes(read)} read, {human_count(kept)} {what} kept"
         )
 
 

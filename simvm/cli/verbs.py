@@ -88,6 +88,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def trace_import(args: argparse.Namespace) -> None:
+    if args.usage:
+        _usage_import(args)
+        return
     from simvm.workload.trace import SUFFIX
     from simvm.workload.trace_import import import_trace
 
@@ -97,7 +100,7 @@ def trace_import(args: argparse.Namespace) -> None:
         out.parent.mkdir(exist_ok=True)
     with output.reading(args) as progress:
         header = import_trace(
-            args.source, out, kind=args.kind, instructions=args.instructions,
+            args.source, out, kind=args.kind or "lackey", instructions=args.instructions,
             program=args.program, command=args.command, skip=args.skip, limit=args.limit,
             progress=progress,
         )  # fmt: skip
@@ -107,13 +110,44 @@ def trace_import(args: argparse.Namespace) -> None:
     output.tell(args, f"trace: {out}")
 
 
+def _usage_import(args: argparse.Namespace) -> None:
+    from simvm.workload.usage_import import import_usage
+
+    with output.reading(args, "rows") as progress:
+        data = import_usage(
+            args.source, args.out if args.out is not None else Path("runs"),
+            kind=args.kind or "auto", time=args.time, gaps=args.gaps, duplicates=args.duplicates,
+            progress=progress,
+        )  # fmt: skip
+    path = data.pop("path")
+    output.answer(args, data, lambda: _facts(_readable(data)))
+    output.tell(args, f"series: {path}")
+
+
 def trace_info(args: argparse.Namespace) -> None:
     from simvm.scenario import BUILTIN_TRACE
     from simvm.workload.trace import builtin_trace
     from simvm.workload.trace_info import trace_info
+    from simvm.workload.usage_import import is_usage, usage_info
 
+    if is_usage(args.file):
+        found = usage_info(args.file)
+        output.answer(args, found, lambda: _facts(_readable(found)))
+        return
     data = trace_info(builtin_trace() if args.file == BUILTIN_TRACE else args.file)
     output.answer(args, data, lambda: _facts(data))
+
+
+def _readable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and times as people write them."""
+    from simvm.units import human_bytes, human_ns
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, int) and key.endswith("_ns"):
+            return human_ns(value)
+        return human_bytes(value) if isinstance(value, int) and "_bytes" in key else value
+
+    return {key: shown(key, value) for key, value in data.items()}
 
 
 def _facts(data: Mapping[str, Any]) -> RenderableType:

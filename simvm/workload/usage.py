@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from simvm.errors import InvalidInput
@@ -139,7 +140,9 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             raise refusal(path, name, f"{column.null_count} nulls", "must have no nulls", _FIX)
         kind = pa.float64() if name == "activity" else pa.int64()
         columns[name] = column.cast(kind).to_numpy()
-    return columns, about if isinstance(about, dict) else {}
+    if not isinstance(about, dict):
+        about = {}
+    return columns, {k: v for k, v in about.items() if isinstance(v, str | int)}
 
 
 def _check_pages(path: Path, raw: Any, metadata: Any, wanted: set[str]) -> None:
@@ -199,7 +202,8 @@ def describe(series: UsageSeries) -> dict[str, Any]:
             f"{name}_mean": mean / unit if unit > 1 else mean,
             f"{name}_max": most / unit if unit > 1 else most,
         }
-    return found | {"gaps": len(gaps(series.time_ns))} | series.about
+    # Nothing that a file says of itself stands for what was counted.
+    return series.about | found | {"gaps": len(gaps(series.time_ns))}
 
 
 def gaps(time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -211,19 +215,17 @@ def write_usage(
     path: Path, columns: dict[str, NDArray[np.int64]], about: dict[str, Any]
 ) -> None:
     """Write a usage file beside its final name, and rename it. `activity` in millionths."""
-    import pyarrow.parquet as pq
-
     arrays: dict[str, Any] = {name: pa.array(columns[name]) for name in columns}
     if "activity" in arrays:
         arrays["activity"] = pa.array(columns["activity"] / FULL)
     table = pa.table(arrays)
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(about)})
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(
-            table, beside, compression="zstd", row_group_size=1 << 16, store_schema=False,
-            write_page_checksum=True,
-        )  # fmt: skip
+        with pq.ParquetWriter(
+            beside, table.schema, compression="zstd", store_schema=False, write_page_checksum=True
+        ) as writer:
+            writer.write_table(table, row_group_size=1 << 16)
+            writer.add_key_value_metadata({METADATA_KEY: json.dumps(about)})
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
