@@ -137,9 +137,10 @@ def extremes(usage: AnyUsage) -> tuple[int, int] | None:
     """The least and the most that a phase uses, in whole 4 KiB pages; None: not known."""
     if not isinstance(usage, RecordedUsage):
         return usage.low, usage.high
+    from simvm.workload.usage import scaled
+
     series = series_of(usage)
     if series is None:
         return None
     used = series.used_bytes
-    least, most = (int(int(size) * usage.scale) // PAGE * PAGE for size in (used.min(), used.max()))
-    return least, most
+    return scaled(int(used.min()), usage.scale), scaled(int(used.max()), usage.scale)

@@ -58,18 +58,25 @@ def zipf_slots(nodes: int, exponent: float) -> np.ndarray[tuple[int, int], np.dt
 def _alias(
     share: np.ndarray[tuple[int], np.dtype[np.float64]],
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    """Vose's construction: thresholds (of 2^32) and aliases of slots with mean share 1."""
-    left = share.tolist()
-    small = [i for i, value in enumerate(left) if value < 1]
-    large = [i for i, value in enumerate(left) if value >= 1]
-    threshold = np.full(len(left), (1 << 32) - 1, dtype=np.int64)
-    alias = np.arange(len(left), dtype=np.int64)
-    while small and large:
-        less, more = small.pop(), large.pop()
-        threshold[less] = int(left[less] * (1 << 32))
-        alias[less] = more
-        left[more] -= 1 - left[less]
-        (small if left[more] < 1 else large).append(more)
+    """Thresholds (of 2^32) and aliases of slots with mean share 1: Vose's construction, by sums.
+
+    Slots below 1 are filled one after another, each by the slot above 1 whose turn it is, until
+    that falls below 1 itself and is filled by the next one. So who fills whom follows from what
+    the first so many lack, and from what the first so many have to give.
+    """
+    threshold = np.full(len(share), (1 << 32) - 1, dtype=np.int64)
+    alias = np.arange(len(share), dtype=np.int64)
+    small, large = (np.flatnonzero(share < 1)[::-1], np.flatnonzero(share >= 1)[::-1])
+    lacks, gives = np.cumsum(1 - share[small]), np.cumsum(share[large] - 1)
+    filler = np.searchsorted(gives, np.concatenate([[0.0], lacks])[: len(small)])
+    filled = filler < len(large)  # rounding may leave the last ones
+    threshold[small[filled]] = (share[small[filled]] * (1 << 32)).astype(np.int64)
+    alias[small[filled]] = large[filler[filled]]
+    last = np.searchsorted(lacks, gives, side="right")[:-1]  # whom each fills last
+    ended = np.flatnonzero(last < len(small))
+    left = 1 + gives[ended] - lacks[last[ended]]
+    threshold[large[ended]] = np.clip(left * (1 << 32), 0, (1 << 32) - 1).astype(np.int64)
+    alias[large[ended]] = large[ended + 1]
     return threshold, alias
 
 

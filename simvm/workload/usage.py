@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from simvm.errors import InvalidInput
+from simvm.hardware.geometry import PAGE
 from simvm.workload.parquet_files import DECODE_ERRORS, check_marks, parquet_file, refusal
 from simvm.workload.parquet_pages import page_sizes
 
@@ -204,6 +205,11 @@ def describe(series: UsageSeries) -> dict[str, Any]:
         }
     # Nothing that a file says of itself stands for what was counted.
     return series.about | found | {"gaps": len(gaps(series.time_ns))}
+
+
+def scaled(size: int, scale: float) -> int:
+    """Bytes times a factor, rounded down to whole 4 KiB pages."""
+    return int(size * scale) // PAGE * PAGE
 
 
 def gaps(time_ns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from simvm.hardware.geometry import PAGE
 from simvm.workload.patterns import random_bits
-from simvm.workload.usage import FULL, open_usage
+from simvm.workload.usage import FULL, open_usage, scaled
 
 if TYPE_CHECKING:
     from simvm.scenario import BurstyUsage, DiurnalUsage, RecordedUsage, Usage
@@ -99,11 +99,6 @@ def recorded(usage: RecordedUsage, now: int) -> Iterator[Step]:
         if not usage.loop:
             return
         now += series.span_ns
-
-
-def scaled(size: int, scale: float) -> int:
-    """Bytes times a factor, rounded down to whole 4 KiB pages."""
-    return int(size * scale) // PAGE * PAGE
 
 
 def diurnal(usage: DiurnalUsage, member: Member) -> Iterator[Step]:
