@@ -4,6 +4,7 @@ cimport simvm.core.mmu as mmu
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
+cimport simvm.core.touches as touches
 cimport simvm.core.vcpu as vcpu
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -71,6 +72,14 @@ cdef class Region:
 
 cdef class Stream:
     cdef stream.Stream c
+    cdef object bit_generator
+    cdef object keep
+
+
+cdef class Touches:
+    cdef touches.Touches c
+    cdef readonly Stream source
+    cdef readonly Region region
     cdef object bit_generator
     cdef object keep
 

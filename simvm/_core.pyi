@@ -132,6 +132,8 @@ class PageTable:
     @property
     def swapped_pages(self) -> int: ...
     @property
+    def removed_pages(self) -> int: ...
+    @property
     def held_pages(self) -> int: ...  # of leaves
 
 class AddressSpace:
@@ -353,6 +355,7 @@ class Region:
     @property
     def touched_bytes(self) -> int: ...
     # [(start, length)] in guest-physical memory
+    def note_touched(self, size: int) -> None: ...  # bytes
     def unmap_tail(
         self, guest: PageTable, memory: BlockAllocator, size: int,
         kernel: GuestKernel | None = None,
@@ -419,9 +422,36 @@ class Stream:
     def ahead(self) -> _Uint64s: ...  # offsets that come next
     def take(self, n: int) -> _Uint64s: ...  # the same
     @property
+    def nodes(self) -> int: ...
+    @property
     def digest(self) -> int: ...
     @property
     def drawn(self) -> int: ...
+
+class Touches:
+    def __init__(
+        self,
+        source: Stream,
+        region: Region,
+        bit_generator: np.random.BitGenerator,
+        shares: _Float32s | None = None,
+        inverse: int = 1,
+    ) -> None: ...
+    @property
+    def source(self) -> Stream: ...
+    @property
+    def region(self) -> Region: ...
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def gone(self) -> tuple[int, float]: ...
+    def forget(self) -> None: ...
+    def set_estimate(
+        self, accesses: int, cycles: int, counts: _Uint64s, residence: float  # accesses
+    ) -> None: ...
+    def draw(
+        self, space: AddressSpace, backing: Backing, accesses: int
+    ) -> tuple[int, list[tuple[int, int, bool]]]: ...
 
 class Vcpu:
     def __init__(self, mmu: Mmu) -> None: ...
@@ -432,6 +462,9 @@ class Vcpu:
     def set_kernel(self, kernel: GuestKernel) -> None: ...
     def set_untagged(self, untagged: bool) -> None: ...
     def counters(self) -> dict[str, int]: ...
+    def counts(self) -> _Uint64s: ...
+    @property
+    def raw_cycles(self) -> int: ...
     # fault_ns by order
     def set_costs(
         self,
@@ -450,6 +483,19 @@ class Vcpu:
         source: Stream,
         budget: int,  # accesses
         deadline: int,  # cycles
+        train: int,  # host faults
+        service: int,  # ns
+    ) -> int: ...  # RUN_*
+    def play(
+        self,
+        space: AddressSpace,
+        backing: Backing,
+        memory: BlockAllocator,
+        region: Region,
+        touched: Touches,
+        budget: int,  # accesses
+        deadline: int,  # cycles
+        quantum: int,  # accesses
         train: int,  # host faults
         service: int,  # ns
     ) -> int: ...  # RUN_*

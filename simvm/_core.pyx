@@ -14,7 +14,7 @@ It imports nothing of simvm. Addresses and sizes are bytes, latencies cycles, ti
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from numpy.random cimport bitgen_t
 
@@ -33,9 +33,11 @@ cimport simvm.core.mmu as mmu
 cimport simvm.core.pagelists as pagelists
 cimport simvm.core.reporting as reporting
 cimport simvm.core.run as run
+cimport simvm.core.sampled as sampled
 cimport simvm.core.shadow as shadow
 cimport simvm.core.stream as stream
 cimport simvm.core.table as table
+cimport simvm.core.touches as touches
 cimport simvm.core.vacate as vacate
 cimport simvm.core.vcpu as vcpu
 cimport simvm.core.walk as walk
@@ -263,6 +265,11 @@ cdef class PageTable:
     def swapped_pages(self):
         """4 KiB pages whose content is on the swap device."""
         return self.c.swapped
+
+    @property
+    def removed_pages(self):
+        """4 KiB pages whose frames have been taken away so far."""
+        return self.c.removed
 
     @property
     def held_pages(self):
@@ -520,3 +527,4 @@ include "core/hostmem.pxi"
 include "core/backing.pxi"
 include "core/guestmem.pxi"
 include "core/running.pxi"
+include "core/sampled.pxi"

@@ -193,6 +193,8 @@ COUNTERS: Final[tuple[Column, ...]] = (
     _time("compute_ns", "Compute and data latency of the accesses."),
     _time("think_ns", "Pauses that the workload itself asks for."),
     _time("translation_ns", "Walks and TLB penalties that execution did not hide."),
+    _time("translation_error_ns", "Sampled fidelity: the standard error of translation_ns, as if "
+          "all errors went the same way."),
     _time("guest_fault_ns", "The guest's own page faults, its zeroing included; with per-CPU "
           "lists what it frees too."),
     _time("guest_reclaim_ns", "Direct reclaim in the guest, and waiting for its devices there."),

@@ -11,7 +11,7 @@ from simvm.core.hostmem cimport (PARTIAL_LIST, UNEVICTABLE_LIST, in_tier, keep_w
                                  split_partial)
 from simvm.core.shadow cimport Shadow, leaf_at, page_of, shadow_drop_leaf
 from simvm.core.table cimport (DIRTY, HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, find_entry,
-                               find_frame, has_frame, span_of)
+                               find_frame, has_frame, note_change, span_of)
 from simvm.core.vcpu cimport TABLE_RESERVE, Backing, Host, map_new, within_limit
 
 cdef enum:               # why `populate` stopped
@@ -59,6 +59,7 @@ cdef inline void hold(Backing *b, uint64_t start, uint64_t end, uint64_t clear,
             if entry[0] & clear & DIRTY:
                 keep_written(b, entry[0], level - 1)
             entry[0] &= ~clear
+            note_change(b.table, node)
         at = base + span
 
 

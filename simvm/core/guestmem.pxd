@@ -13,7 +13,7 @@ from simvm.core.folios cimport (Folios, folio_address, folio_id, folio_order, fo
                                 folio_remove)
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, PRESENT, SWAPPED, TARGET, Node, Table,
                                child_of, clear_accessed, find_entry, find_leaf, index_in, is_child,
-                               keep_deposit, table_split)
+                               keep_deposit, note_change, table_split)
 
 cdef enum:
     ANON_LIST = 1            # what programs use; 2 is the active list
@@ -150,6 +150,7 @@ cdef inline int page_out(GuestKernel *k, uint32_t folio, uint64_t slot) noexcept
         return -1
     folio_remove(&k.folios, folio)
     entry[0] = (slot << 12) | SWAPPED
+    note_change(t, at)
     t.leaves[0] -= 1
     t.swapped += 1
     return 0
@@ -168,6 +169,7 @@ cdef inline int64_t page_in(GuestKernel *k, uint64_t asid, uint64_t va, uint64_t
         return -1
     slot = entry[0] >> 12
     entry[0] = frame | PRESENT | LEAF
+    note_change(t, at)
     t.leaves[0] += 1
     t.swapped -= 1
     k.folios.owner[page] = (asid << 40) | (va >> 12)
@@ -315,6 +317,7 @@ cdef inline void move_page(GuestKernel *k, uint64_t source, uint64_t target) noe
     if owner >> 40:
         entry = find_leaf(table_of(k, owner), va_of_owner(owner), &at, &order)
         entry[0] = target | (entry[0] & ~TARGET)
+        note_change(table_of(k, owner), at)
         return
     k.cached[owner] = target | 1
     set_bit(k.referenced, page_at(k, target), bit_of(k.referenced, page_at(k, source)))

@@ -10,7 +10,7 @@ from simvm.core.folios cimport (folio_address, folio_id, folio_order, folio_push
 from simvm.core.shadow cimport shadow_drop_leaf
 from simvm.core.table cimport (HELD, LEAF, PRESENT, SWAPPED, TARGET, Node, Table, child_of,
                                clear_entry, find_entry, find_frame, has_frame, index_in,
-                               is_child, prune_up, span_of, table_split, withdraw)
+                               is_child, note_change, prune_up, span_of, table_split, withdraw)
 from simvm.core.vcpu cimport Backing, Host
 
 cdef enum:               # lists that no policy has
@@ -150,6 +150,8 @@ cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noe
         t.held -= span_of(order) >> 12
     if order == 0:
         entry[0] = (slot << 12) | SWAPPED
+        note_change(t, at)
+        t.removed += 1
         t.leaves[0] -= 1
         t.swapped += 1
         return 0
@@ -158,6 +160,7 @@ cdef inline int swap_out(Host *h, Backing *b, uint32_t folio, uint64_t slot) noe
     at = child_of(at.entry[index_in(t, address, 2)])
     for i in range(512):
         at.entry[i] = ((slot + i) << 12) | SWAPPED
+    t.removed += 512
     t.leaves[0] -= 512
     t.swapped += 512
     return break_2m(&h.frames, folio_address(&h.folios, folio))
@@ -226,6 +229,7 @@ cdef inline int64_t swap_in(Backing *b, uint64_t address, uint64_t frame, int wh
         return -1
     slot = entry[0] >> 12
     entry[0] = frame | PRESENT | LEAF
+    note_change(b.table, at)
     b.table.leaves[0] += 1
     b.table.swapped -= 1
     page = folio_id(&h.folios, frame, 0)

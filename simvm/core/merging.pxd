@@ -10,7 +10,7 @@ from simvm.core.folios cimport folio_id, folio_push, folio_remove
 from simvm.core.hostmem cimport (LAZY_LIST, MERGED_LIST, drop_sharer, is_merged,
                                  keep_written, release_frame, split_folio)
 from simvm.core.table cimport (DIRTY, TARGET, Node, find_entry, find_frame,
-                               has_frame, reach_of, span_of)
+                               has_frame, note_change, reach_of, span_of)
 from simvm.core.vcpu cimport Backing, Host
 
 cdef enum:
@@ -56,6 +56,7 @@ cdef inline int pages_from(Backing *b, uint64_t start, uint64_t end, int n,
             if entry[0] & DIRTY:
                 keep_written(b, entry[0], level - 1)
             entry[0] &= ~<uint64_t>DIRTY
+            note_change(b.table, node)
         at += 4096
     return count
 
@@ -75,6 +76,7 @@ cdef inline uint64_t *own_leaf(Backing *b, uint64_t address) noexcept nogil:
         return NULL
     if b.host.frames.state[block_of(&b.host.frames, entry[0] & TARGET)] == BLOCK_WHOLE:
         return NULL
+    note_change(b.table, at)        # D will go
     return entry
 
 

@@ -44,6 +44,16 @@ cdef class Region:
         """4 KiB x pages accessed since they were allocated."""
         return self.c.n_touched << 12
 
+    def note_touched(self, uint64_t size):
+        """The first `size` bytes have been accessed, by way of another `Region`."""
+        cdef uint64_t page
+        if size > self.c.bytes:
+            raise ValueError("the bytes reach beyond the region")
+        for page in range(size >> 12):
+            if not (self.c.touched[page >> 6] >> (page & 63)) & 1:
+                self.c.touched[page >> 6] |= <uint64_t>1 << (page & 63)
+                self.c.n_touched += 1
+
     def unmap_tail(self, PageTable guest, BlockAllocator memory, uint64_t size,
                    GuestKernel kernel=None):
         """The guest frees the last `size` bytes: guest-physical extents [(start, length)].
@@ -319,6 +329,11 @@ cdef class Stream:
         return self.c.digest
 
     @property
+    def nodes(self):
+        """Of a zipf stream or a pointer chase."""
+        return self.c.nodes
+
+    @property
     def drawn(self):
         """Accesses done so far."""
         return self.c.drawn
@@ -354,6 +369,17 @@ cdef class Vcpu:
         """What docs/translation.md counts, for this vCPU's accesses, on whatever MMU."""
         return with_sums(self.c.count)
 
+    def counts(self):
+        """The same as an array, in the order of `Touches.set_estimate`."""
+        cdef uint64_t[::1] out = np.empty(sizeof(mmu.Counters) // 8, dtype=np.uint64)
+        memcpy(&out[0], &self.c.count, sizeof(mmu.Counters))
+        return np.asarray(out)
+
+    @property
+    def raw_cycles(self):
+        """Translation cycles in this phase, hidden ones included."""
+        return self.c.raw_cycles
+
     def set_costs(self, fault_ns, uint64_t guest_fault_ns, uint64_t zero_ns_per_mib,
                   uint64_t remap_ns=0):
         """Service of a host fault by order, of a guest fault, and of zeroing in the guest.
@@ -387,6 +413,21 @@ cdef class Vcpu:
         with nogil:
             status = run.run(&self.c, &space.c, &backing.c, memory.c, &region.c, &source.c,
                              budget, deadline)
+        return status
+
+    def play(self, AddressSpace space, Backing backing, BlockAllocator memory, Region region,
+             Touches touched, uint64_t budget, uint64_t deadline, uint64_t quantum,
+             uint64_t train, uint64_t service):
+        """As `run`, with the accesses drawn (sampled.pxd), `quantum` of them at a time."""
+        cdef int status
+        if touched.source.c.bytes > region.c.bytes or region is not touched.region:
+            raise ValueError("the accesses were drawn for another region")
+        self.c.train_left, self.c.service_left = train, service
+        with nogil:
+            status = sampled.play(&self.c, &space.c, &backing.c, memory.c, &region.c, &touched.c,
+                                  budget, deadline, quantum)
+        if status < 0:
+            raise MemoryError()
         return status
 
     def kernel_write(self, AddressSpace space, Backing backing, uint64_t train, uint64_t service):

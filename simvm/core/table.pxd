@@ -56,7 +56,8 @@ cdef struct Node:
     int used             # entries that are not 0
     int entries
     int pages            # of 4 KiB, that it takes
-    uint64_t unused[2]
+    uint64_t changed     # the table's `changes` when something here did (see note_change)
+    uint64_t unused
     uint64_t entry[512]
 
 cdef struct Table:
@@ -73,6 +74,8 @@ cdef struct Table:
     uint64_t leaves[3]       # by order, held ones included
     uint64_t held            # 4 KiB pages of held leaves
     uint64_t swapped
+    uint64_t changes         # counts what `note_change` is told of
+    uint64_t removed         # 4 KiB pages whose frames were taken away, in all
     uint64_t *deposits       # page-table pages kept for the split of 2 MiB leaves
     uint64_t n_deposits
     uint64_t deposit_room
@@ -108,6 +111,16 @@ cdef inline void link_child(Node *node, uint64_t slot, Node *child) noexcept nog
     address_below(node, node.entries, slot)[0] = child.address
 
 
+cdef inline void note_change(Table *t, Node *node) noexcept nogil:
+    """Entries of a table page are such that an access to what they map would change them.
+
+    Whoever makes a leaf, removes one, or clears A or D of one says so here; whoever draws only
+    what accesses can change (touches.pxd) then looks at the page again.
+    """
+    t.changes += 1
+    node.changed = t.changes
+
+
 cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:
     """A zeroed table page; NULL when memory (simulated or real) is short."""
     cdef Node *node
@@ -139,6 +152,7 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
     node.level = level
     node.entries = <int>entries
     node.pages = pages
+    note_change(t, node)
     if t.mirrored:
         node.mirror = kept if kept != NO_PAGE else alloc_4k(t.memory, UNMOVABLE)
         if node.mirror == NO_PAGE:
@@ -350,6 +364,7 @@ cdef inline int table_map(Table *t, uint64_t address, uint64_t target, int order
         node.used -= 1
     node.entry[slot] = target | PRESENT | LEAF | flags
     node.used += 1
+    note_change(t, node)
     t.leaves[order] += 1
     return MAP_OK
 
@@ -358,12 +373,14 @@ cdef inline void clear_entry(Table *t, Node *node, uint64_t slot) noexcept nogil
     """Remove a leaf, a held or a swapped entry; the table page stays."""
     if has_frame(node.entry[slot]):
         t.leaves[node.level - 1] -= 1
+        t.removed += span_of(node.level - 1) >> 12
         if node.entry[slot] & HELD:
             t.held -= span_of(node.level - 1) >> 12
     elif node.entry[slot] & SWAPPED:
         t.swapped -= 1
     node.entry[slot] = 0
     node.used -= 1
+    note_change(t, node)
 
 
 cdef inline int table_split(Table *t, Node *node, uint64_t slot) noexcept nogil:
@@ -424,4 +441,5 @@ cdef inline bint clear_accessed(Table *t, Node *node, uint64_t slot) noexcept no
     for slot in range(first, last + 1):
         before |= node.entry[slot] & (ACCESSED | YOUNG)
         node.entry[slot] &= ~<uint64_t>(ACCESSED | YOUNG)
+    note_change(t, node)
     return before != 0

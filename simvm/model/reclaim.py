@@ -46,6 +46,8 @@ class Reclaimer:
         self._memory = host.memory
         self._flush_when_young = settings.aging_flush == "flush"
         self._works = settings.policy != "none"
+        self.look_ns = settings.sample_interval if settings.policy == "damon" else 1 << 62
+        """How soon one look at a page's A bit follows another, at the least."""
         self._common = Cgroup(host, 0)
         self._groups = [self._common]
         self._awake = False

@@ -87,6 +87,7 @@ def guest_values(guest: Guest) -> dict[str, int]:
         "migrated_out_bytes": life.migrated_out.bytes if life.migrated_out else 0,
         "elapsed_ns": sum(parts[part] for part in ELAPSED_PARTS),
         "ideal_ns": parts["compute_ns"] + parts["think_ns"],
+        "translation_error_ns": sum(vcpu.translation_error_ns for vcpu in guest.vcpus),
         "direct_reclaim_ns": sum(vcpu.direct_reclaim_ns for vcpu in everywhere),
         "throttled_ns": guest.throttled_ns,
         "damon_hot_bytes": damon.compare(guest) if damon is not None else 0,

@@ -22,11 +22,19 @@ from simvm.hardware.geometry import ORDER_BYTES
 from simvm.model.accounts import Stopwatch, difference
 from simvm.model.queues import Process
 from simvm.model.returns import Frees
+from simvm.model.sampled import Sampling
 from simvm.model.swap.cxl import InPlace
 from simvm.model.usage import PacedPhase
 from simvm.model.vcpu import GuestKilled, VirtualCpu, Work
 from simvm.scenario import CxlSwap, UniformPattern
-from simvm.workload.patterns import Chunks, make_stream, random_bits, taken_from, trace_of
+from simvm.workload.patterns import (
+    Chunks,
+    make_stream,
+    make_touches,
+    random_bits,
+    taken_from,
+    trace_of,
+)
 
 if TYPE_CHECKING:
     from simvm import _core
@@ -66,6 +74,7 @@ class Task:
         self.phases = [phase for phase in guest.config.workload if phase.task == name]
         self.records: list[PhaseRecord] = []
         self._before: tuple[dict[str, int], dict[str, int]] = {}, {}
+        self._samplings: dict[tuple[str, str, int], Sampling] = {}   # the last ones
 
     def run(self) -> Process:
         """All phases in order; ends early, and quietly, when the guest is killed."""
@@ -168,6 +177,9 @@ class Task:
             streams.append(make_stream(
                 phase.pattern, region.used_bytes, phase.write_fraction, bits, number, sources
             ))  # fmt: skip
+        shared = None
+        if sources < phase.threads:
+            shared = self._sampling(phase, region, streams[0][0], label, 0)
         for number in range(phase.threads):
             if sources == phase.threads:
                 stream, chunks = streams[number]
@@ -176,7 +188,9 @@ class Task:
                 stream, chunks = taken_from(
                     streams[0][0], region.used_bytes, phase.accesses_per_request
                 )
-            works.append(self.work(phase, region, (stream, chunks), f"{label}/{number}"))
+            works.append(self.work(
+                phase, region, (stream, chunks), f"{label}/{number}", number % sources, shared
+            ))  # fmt: skip
             vcpu = self.vcpus[number]
             vcpu.core.set_phase(phase.cycles_per_access, phase.walk_exposed)
             if requests is None:
@@ -190,10 +204,12 @@ class Task:
             raise GuestKilled
 
     def work(
-        self, phase: Phase, region: NamedRegion, source: tuple[_core.Stream, Chunks], label: str
-    ) -> Work:
-        """What a thread of a phase is to do in a region."""
+        self, phase: Phase, region: NamedRegion, source: tuple[_core.Stream, Chunks], label: str,
+        thread: int, sampling: Sampling | None = None,
+    ) -> Work:  # fmt: skip
+        """What a thread of a phase is to do in a region; `sampling` if it shares that."""
         work = Work(phase, self.guest.process(phase.process), region, *source)
+        work.sampling = sampling or self._sampling(phase, region, source[0], label, thread)
         work.in_place = self._in_place(phase, region, f"{label}/in place")
         return work
 
@@ -206,6 +222,21 @@ class Task:
         yield env.all_of(threads)
         guest.works = [each for each in guest.works if each not in works]
         guest.activities = [each for each in guest.activities if each not in threads]
+
+    def _sampling(
+        self, phase: Phase, region: NamedRegion, stream: _core.Stream, label: str, thread: int
+    ) -> Sampling | None:
+        """What draws the accesses of a stream; None where each is run."""
+        scenario, host = self.guest.scenario.scenario, self.guest.host
+        if scenario.fidelity == "exact" or phase.pattern is None:
+            return None
+        touches = make_touches(
+            phase.pattern, stream, region.core, scenario.seed, f"{label}/touched"
+        )
+        key = phase.name, phase.pattern.kind, thread
+        made = Sampling(touches, host.cpu.geometry, scenario, self._samplings.get(key))
+        self._samplings[key] = made
+        return made
 
     def _in_place(self, phase: Phase, region: NamedRegion, label: str) -> InPlace | None:
         """What estimates the latency of memory beside RAM; None where there is none.

@@ -147,7 +147,7 @@ class PacedPhase:
             phase.pattern, region.used_bytes, phase.write_fraction,
             random_bits(self._seed, label), thread, phase.threads,
         )  # fmt: skip
-        return self._task.work(phase, region, source, label)
+        return self._task.work(phase, region, source, label, thread)
 
     def _note_streams(self) -> None:
         """The streams have ended."""
@@ -256,6 +256,7 @@ class _Sized:
         self._touched = max(self._touched, start)
         for part, (address, size, order) in enumerate(parts):
             yield from self._write(address, size, order, f"{self._label}/{number}/new/{part}")
+        region.core.note_touched(used)
         self._used, self._parts = used, []
         self._touched = max(self._touched, used)
         self._guest.note_backed()
@@ -283,7 +284,7 @@ class _Sized:
         })  # fmt: skip
         bits = random_bits(guest.scenario.scenario.seed, label)
         region = NamedRegion(phase.process, phase.region, size, part)
-        work = task.work(writes, region, make_stream(pattern, size, 1.0, bits, 0, 1), label)
+        work = task.work(writes, region, make_stream(pattern, size, 1.0, bits, 0, 1), label, 0)
         begin(vcpu, phase)
         guest.works.append(work)
         watch = Stopwatch(vcpu.account, env.now)

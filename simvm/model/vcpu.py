@@ -21,6 +21,7 @@ from simvm.model.accounts import Account
 from simvm.model.pressure import Stalls
 from simvm.model.queues import Process
 from simvm.model.reclaim import MARGIN
+from simvm.model.sampled import Sampling
 from simvm.model.swap.cxl import InPlace
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Work:
         self.think_ns = 0
         self.chunks = chunks   # of a recorded trace
         self.in_place: InPlace | None = None    # where there is memory beside RAM
+        self.sampling: Sampling | None = None   # where not every access is run
 
     def advance(self, core: _core.Vcpu, khz: int) -> tuple[int, int]:
         """Compute and translation of the accesses since the last call, in ns.
@@ -86,12 +88,14 @@ class VirtualCpu:
         self.direct_reclaim_ns = 0
         self.measuring = False      # whether the phase counts in the headline slowdown
         self._env = host.env
-        self._khz = host.cpu.frequency_khz
+        self.khz = host.cpu.frequency_khz
         self._warmup = guest.scenario.scenario.warmup
         self._on: int | None = None     # host core
         self._last: int | None = None   # the host core before
         self._core_since = 0
         self._kicks = 0
+        self.interruptions = 0      # by invalidations, so far
+        self.translation_error_ns = 0   # of what was sampled: standard errors, added up
         self.owed_ns = 0            # of faults that the host found out late
         self._zeroing = host.cpu.zeroing_bytes_per_s
         self._untagged = guest.is_vm and not host.tagged
@@ -192,6 +196,7 @@ class VirtualCpu:
         """Invalidations from the host interrupt the vCPU where it runs."""
         if self._on is not None:
             self._kicks += times
+            self.interruptions += 1
 
     def exit_to_host(self) -> None:
         """The vCPU leaves the guest. Without tags that drops all translations of its core."""
@@ -225,7 +230,8 @@ class VirtualCpu:
         cores, memory, low, timeout = host.cores, host.memory, host.low_bytes, self._env.timeout
         space, region, backing = work.space.core, work.region.core, guest.backing
         train, service, think = scenario.train, scenario.train_service, work.phase.think_time
-        quantum = max(1, scenario.quantum * self._khz // 1_000_000)
+        sampling = work.sampling
+        quantum = max(1, scenario.quantum * self.khz // 1_000_000)
         target, run_slice = core.done + accesses, guest.mm.core_run(self)
         # A slice of hits takes microseconds: what has nothing to do is not called.
         while (left := target - core.done) > 0:
@@ -235,11 +241,14 @@ class VirtualCpu:
                 yield from self.catch_up()
             if memory.free_bytes < low:
                 host.reclaimer.check_watermarks()
-            reason = run_slice(
-                space, backing, guest.memory, region, work.stream,
-                left, quantum, path.train(train), service,
-            )  # fmt: skip
-            compute, translation = work.advance(core, self._khz)
+            if sampling is not None:
+                reason = sampling.step(self, work, left, path.train(train))
+            else:
+                reason = run_slice(
+                    space, backing, guest.memory, region, work.stream,
+                    left, quantum, path.train(train), service,
+                )  # fmt: skip
+            compute, translation = work.advance(core, self.khz)
             if core.served == self._served and guest.shadow is None:
                 if compute or translation:
                     yield timeout(compute + translation)

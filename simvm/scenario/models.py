@@ -5,7 +5,7 @@ file has the attribute of the same name, but for ``schema`` (`schema_version`),
 ``guest`` (`guests`) and ``variant`` (`variants`). Each model checks what it can
 see by itself; `simvm.scenario.check` holds the rules between them.
 
-Left out, and refused where a file asks for it: sampled fidelity, several NUMA nodes.
+Left out, and refused where a file asks for it: several NUMA nodes.
 """
 
 from __future__ import annotations
@@ -392,9 +392,12 @@ class Meta(Model):
     warmup: f.Time = 0
     """Left out of means and percentiles."""
     seed: f.Seed = 1
-    fidelity: Annotated[Literal["exact"], one_of("exact", later=("sampled",))] = "exact"
+    fidelity: Annotated[Literal["exact", "sampled"], one_of("exact", "sampled")] = "exact"
+    """exact: every access is translated; sampled: windows of accesses are, the rest is drawn."""
     quantum: f.Duration = 20 * units.US
-    """How far a vCPU may run ahead of the clock."""
+    """How far a vCPU may run ahead of the clock; when sampled, at least."""
+    quantum_max: f.Duration = units.SECOND
+    """Sampled: the quantum grows up to this while little memory is taken from the guest."""
     sample_interval: f.Duration = 10 * units.MS
     train: f.Train = 64
     """Faults in a row that one vCPU may take as one request."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from simvm.scenario import Pattern, TracePattern
 
 EXACT_RANKS = 1 << 16
+MANTISSA = 8     # bits after the first, by which `zipf_shares` tells ranks apart (touches.pxd)
 GOLDEN = 0.6180339887498949
 
 Chunks = Iterator[np.ndarray[tuple[int], np.dtype[np.uint64]]]
@@ -53,6 +54,40 @@ def zipf_slots(nodes: int, exponent: float) -> np.ndarray[tuple[int, int], np.dt
     threshold, alias = _alias(share)
     table = np.stack([threshold, alias, first, width], axis=1)
     return np.ascontiguousarray(table.astype(np.uint32))
+
+
+@lru_cache(maxsize=8)
+def zipf_shares(nodes: int, exponent: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Share of accesses of each rank, by the first bits of rank + 1.
+
+    Ranks below 2^9 have a share each; beyond that 256 to an octave, each the mean of its ranks.
+    """
+    octaves = max(1, nodes.bit_length() - MANTISSA)
+    edges = np.concatenate([
+        np.arange(1 << (MANTISSA + 1)) if octave == 0
+        else np.arange(1 << MANTISSA, 1 << (MANTISSA + 1)) << octave
+        for octave in range(octaves)
+    ])  # fmt: skip
+    ends = np.minimum(np.append(edges[1:], 1 << (octaves + MANTISSA)), nodes + 1)
+    width = np.maximum(ends - edges, 0)
+    width[0] = 0                            # ranks begin at number 1
+    middle = np.maximum(edges + (np.maximum(width, 1) - 1) / 2, 1)
+    weight = middle**-exponent
+    return np.ascontiguousarray((weight / (weight * width).sum()).astype(np.float32))
+
+
+def make_touches(
+    pattern: Pattern, stream: _core.Stream, region: _core.Region, seed: int, label: str
+) -> _core.Touches:
+    """What draws the pages that a stream made by `make_stream` touches."""
+    bits = random_bits(seed, label)
+    if pattern.kind != "zipf":
+        return _core.Touches(stream, region, bits)
+    nodes = stream.nodes
+    scatter = scatter_multiplier(nodes) if pattern.scatter else 1
+    return _core.Touches(
+        stream, region, bits, zipf_shares(nodes, pattern.exponent), pow(scatter, -1, nodes)
+    )
 
 
 def _alias(
