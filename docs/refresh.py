@@ -244,7 +244,6 @@ MEANINGS = {
     "Meta.name": "Also the run directory: `runs/NAME`.",
     "Meta.question": "What the scenario is there to answer; shown in the report.",
     "Meta.seed": "Of every random draw.",
-    "Meta.fidelity": "Every access is translated.",
     "Meta.sample_interval": "Simulated time between two rows of the timeline.",
     "Host.cores": "Shared by vCPUs, kswapd and fault threads.",
     "Host.memory": "RAM, in whole blocks of 2 MiB; less than 8 TiB.",

@@ -10,6 +10,7 @@ import numpy as np
 from simvm.hardware.geometry import MmuGeometry
 
 _Uint64s = np.ndarray[tuple[int], np.dtype[np.uint64]]
+_Float32s = np.ndarray[tuple[int], np.dtype[np.float32]]
 _Bools = np.ndarray[tuple[int], np.dtype[np.bool_]]
 _Slots = np.ndarray[tuple[int, int], np.dtype[np.uint32]]
 

@@ -117,7 +117,8 @@ cdef inline double share_of_page(const Touches *t, uint64_t page) noexcept nogil
     return 1.0
 
 
-cdef inline void bounds_of(const Touches *t, uint64_t c, uint64_t *low, uint64_t *high) noexcept nogil:
+cdef inline void bounds_of(const Touches *t, uint64_t c, uint64_t *low,
+                           uint64_t *high) noexcept nogil:
     """The pages of the stream that lie in a piece: [low, high)."""
     low[0] = 0 if c == 0 else c * PIECE - t.skew
     high[0] = min((c + 1) * PIECE - t.skew, t.stream.pages)
@@ -238,7 +239,9 @@ cdef inline void look_at_pages(const Touches *t, const Space *s, const Backing *
             continue
         gpa, both, missing = va, ACCESSED | DIRTY, False
         if s.guest != NULL:
-            entry = f.guest.entry if f.guest.pages == NULL else f.guest.pages.entry[(va >> 12) & 511]
+            entry = f.guest.entry
+            if f.guest.pages != NULL:
+                entry = f.guest.pages.entry[(va >> 12) & 511]
             missing = not entry & LEAF
             both = entry
             gpa = entry & TARGET

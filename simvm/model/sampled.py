@@ -25,7 +25,7 @@ from simvm import _core
 from simvm.units import MS
 
 if TYPE_CHECKING:
-    from simvm.hardware import MmuGeometry
+    from simvm.hardware.geometry import MmuGeometry
     from simvm.model.vcpu import VirtualCpu, Work
     from simvm.scenario.models import Meta
 
@@ -122,7 +122,7 @@ class Sampling:
         self._error = 0.0           # ... and its standard error
         self._error_rest = 0.0
         # shootdowns
-        self._interruptions = 0
+        self._interruptions = -1    # not known yet
         self._accesses_at = 0
         self._lately = 0.0, 0.0     # shootdowns, and accesses
         self._between = 0           # accesses from one to the next; 0: there are none
@@ -136,6 +136,8 @@ class Sampling:
 
     def step(self, vcpu: VirtualCpu, work: Work, left: int, train: int) -> int:
         """Do up to `left` accesses of the work: why the core stopped, as `Vcpu.run` says it."""
+        if self._interruptions < 0:
+            self._interruptions = vcpu.interruptions
         if vcpu.guest.config.per_cpu_lists:
             vcpu.guest.memory.run_on(vcpu.index)
         if self._plan and self.touches.idle:
@@ -259,9 +261,9 @@ class Sampling:
 
     def _adapt(self, vcpu: VirtualCpu, work: Work, per_access: float) -> None:
         """Between two quanta: see what the host has changed meanwhile."""
-        guest, host = vcpu.guest, vcpu.guest.host
+        host = vcpu.guest.host
         leaves = self._leaves(vcpu)
-        mapped = max(1, sum(pages for pages in leaves))
+        mapped = max(1, sum(leaves))
         changed = sum(abs(a - b) for a, b in zip(leaves, self._mapped or leaves, strict=True))
         if changed > CHANGED * mapped:
             self._pool = []
@@ -285,8 +287,8 @@ class Sampling:
         accesses = vcpu.core.done - self._accesses_at
         self._interruptions, self._accesses_at = vcpu.interruptions, vcpu.core.done
         self._lately = LATELY * self._lately[0] + new, LATELY * self._lately[1] + accesses
-        shootdowns, accesses = self._lately
-        between = int(accesses / shootdowns) if shootdowns > 0.01 else 0
+        shootdowns, over = self._lately
+        between = int(over / shootdowns) if shootdowns > 0.01 else 0
         known = self._between
         if (between == 0) != (known == 0) or abs(between - known) > known // 5:
             self._between = between
@@ -295,6 +297,5 @@ class Sampling:
 
     @staticmethod
     def _leaves(vcpu: VirtualCpu) -> tuple[int, ...]:
-        """4 KiB pages that leaves of each size map, in both dimensions."""
-        guest = vcpu.guest
-        return tuple(n << (9 * order) for order, n in enumerate(guest.slat.leaves))
+        """4 KiB pages that the host's leaves of each size map."""
+        return tuple(n << (9 * order) for order, n in enumerate(vcpu.guest.slat.leaves))

@@ -109,6 +109,17 @@ def _time(scenario: Scenario) -> Iterator[Finding]:
             "scenario.quantum", "must not be longer than sample_interval",
             f'write "{format_ns(meta.sample_interval)}" or less', ("scenario.sample_interval",),
         )  # fmt: skip
+    if meta.quantum_max < meta.quantum:
+        yield Finding(
+            "scenario.quantum_max", "must not be shorter than quantum",
+            f'write "{format_ns(meta.quantum)}" or more', ("scenario.quantum",),
+        )  # fmt: skip
+    for name, guest in scenario.guests.items():
+        if meta.fidelity == "sampled" and guest.virtualization == "shadow":
+            yield Finding(
+                "scenario.fidelity", f"guest.{name} has shadow tables, whose bits are not sampled",
+                'write "exact", or virtualization = "nested"', (f"guest.{name}.virtualization",),
+            )  # fmt: skip
     if isinstance(meta.duration, int) and meta.warmup >= meta.duration:
         yield Finding(
             "scenario.warmup", "must be shorter than duration",
