@@ -82,7 +82,10 @@ def test_a_good_one_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "text", "key", "rule", "fix"),
     [
-        ("meta", 'fidelity = "sampled"', "scenario.fidelity", "not modelled yet", "exact"),
+        ("meta", 'fidelity = "fast"', "scenario.fidelity", "one of", "exact"),
+        ("meta", 'quantum_max = "1us"', "scenario.quantum_max", "shorter than quantum", "20us"),
+        ("meta", 'fidelity = "sampled"\n[guest.s]\nmemory = "1GiB"\nvirtualization = "shadow"',
+         "scenario.fidelity", "shadow", "exact"),
         ("meta", 'quantum = "0s"', "scenario.quantum", "more than 0", "1ns"),
         ("meta", 'sample_interval = "0s"', "scenario.sample_interval", "more than 0", "1ns"),
         ("meta", 'duration = "0s"', "scenario.duration", "more than 0", "1ns"),
