@@ -125,7 +125,8 @@ def test_the_trace_is_as_long_as_asked() -> None:
         (None, ["zipg"], "'zipf'"),
         ("cores", None, "'core'"),
         ("memory", ["hot"], "--only memory"),
-        ("scale", ["hot"], "--only scale"),
+        ("scale", ["hott"], "'hot'"),
+        ("core", ["scale"], "no case"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -179,10 +180,16 @@ SMALL = (
 
 
 def test_scale_runs_each_case_in_a_child() -> None:
-    told: list[int] = []
-    cases = scale.measure(lambda _, done, steps: told.append(done), rounds=2, sets=SMALL)
+    told: list[tuple[str, int]] = []
+    cases = scale.measure(
+        lambda what, done, _: told.append((what, done)), rounds=2, sets=SMALL
+    )
     assert json.loads(json.dumps(cases)) == cases
-    assert told == [0, 1, 2, 3]
+    steps = [f"round {number}: scenario {case}" for number in (1, 2) for case in ("uniform", "hot")]
+    assert told == [
+        (f"{step}{news}", done)
+        for done, step in enumerate(steps) for news in ("", ", 0 ns simulated")
+    ]  # fmt: skip
     assert [case["case"] for case in cases] == ["uniform", "hot"]
     for case in cases:
         assert case["guests"] == 2
@@ -194,6 +201,44 @@ def test_scale_runs_each_case_in_a_child() -> None:
         pages = (case["rss_limit_bytes"] - (200 << 20)) / 16
         assert 2 * 16_384 < pages < 2 * 16_384 * 1.1 + 20_000
         assert 30 << 20 < case["peak_rss_bytes"] < 400 << 20
+
+
+def test_a_long_case_runs_once_and_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would run: a child that says which case it is."""
+    day = scale.Case(scale.FILE, sets=("guest.vm.count=9",), long=True)
+    monkeypatch.setitem(scale.CASES, "day", day)
+    ran: list[str] = []
+
+    def child(_: str, case: str, *sets: str, told: Any) -> dict[str, Any]:
+        ran.append(case)
+        return {**dict.fromkeys(scale._MEDIANS, 1.0), "case": case, "peak_rss_bytes": 1}
+
+    monkeypatch.setattr(scale, "run_module", child)
+    monkeypatch.setattr(memory, "measure", lambda _: {})
+    monkeypatch.setattr(throughput, "measure", lambda *_: [])
+    for only, cases, expected in (
+        (None, None, ["uniform", "hot"] * 3),
+        ("scale", None, ["uniform", "hot", "day", "uniform", "hot", "uniform", "hot"]),
+        ("scale", ["hot"], ["hot"] * 3),
+        (None, ["day"], ["day"]),
+        (None, ["hot"], []),    # the stream of the core
+    ):
+        ran.clear()
+        data = bench.run(only, cases)
+        assert ran == expected, (only, cases)
+        assert [each["case"] for each in data.get("scale", [])] == list(dict.fromkeys(expected))
+    assert set(bench.run(None, ["day", "native 4K"])) == {"scale", "cases", "peers"}
+
+
+def test_the_values_of_a_case_are_those_of_its_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = scale.Case(scale.FILE, "hot", ("guest.vm.count=3",))
+    monkeypatch.setitem(scale.CASES, "three", three)
+    monkeypatch.setattr(scale, "_bare_simpy", lambda _: 1.0)
+    found = scale._measure_one("three", SMALL[1:])
+    assert found["guests"] == 3
+    assert capsys.readouterr().out == "# , 0 ns simulated\n"
 
 
 def test_the_bare_core_runs_the_streams_of_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ core alone (`simvm.bench.scale`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from simvm.core_check import load_core
@@ -41,9 +41,12 @@ def run(
     Parameters
     ----------
     only
-        One of `PARTS`; by default all, or with `cases` the core.
+        One of `PARTS`; by default all, or with `cases` what these are of.
     cases
-        Cases of the core, as ``"stream/config"``, or all with this stream or this config.
+        Cases of the core, as ``"stream/config"``, or all with this stream or this config; or
+        whole scenarios by their name (``uniform`` and ``hot`` with ``only="scale"``, since
+        streams have these names too). Without them scenarios that take minutes run only for
+        ``only="scale"``.
     rounds, accesses
         How often each case of the core is run, and how many accesses that takes.
 
@@ -56,8 +59,9 @@ def run(
         took: null where it is not installed. ``peers``: their versions. ``scale``: a list
         with ``case``, ``guests``, ``simulated_s``, ``accesses``, ``events``, ``wall_s``, each
         rate of a scenario and what it is compared with (``accesses_per_s``,
-        ``bare_core_per_s`` and ``vs_bare_core``; ``events_per_s``, ``bare_simpy_per_s`` and
-        ``vs_bare_simpy``), ``peak_rss_bytes`` and ``rss_limit_bytes``. ``memory``: real bytes
+        ``bare_core_per_s`` and ``vs_bare_core``, null where accesses are sampled;
+        ``events_per_s``, ``bare_simpy_per_s`` and ``vs_bare_simpy``), ``peak_rss_bytes`` and
+        ``rss_limit_bytes``. ``memory``: real bytes
         for each simulated page that the host backs, ``bytes_per_backed_4k_page`` and
         ``bytes_per_backed_2m_page``, and at the most for each backed GiB,
         ``peak_bytes_per_backed_gib_at_4k`` and ``peak_bytes_per_backed_gib_at_2m``.
@@ -71,22 +75,41 @@ def run(
     """
     if only is not None and only not in PARTS:
         raise UsageError(f"bench has no part {only[:80]!r}: {did_you_mean(only, PARTS)}")
-    if only not in (None, "core") and cases:
-        raise UsageError(f"--case names cases of the core, which --only {only} leaves out")
+    if only == "memory" and cases:
+        raise UsageError("--case names cases of core and scale, which --only memory leaves out")
     core = load_core()
     from simvm.bench import memory, peers, scale, throughput
 
-    chosen = throughput.choose(cases or ())
+    known: dict[str, Collection[str]] = {"core": throughput.known(), "scale": scale.CASES}
+    chosen = _homes(cases or (), {part: known[part] for part in known if only in (None, part)})
+    parts = {part for part in PARTS if only in (None, part)}
+    if cases:
+        parts = set(chosen)
     data: dict[str, Any] = {}
-    if only in (None, "core"):
-        data["cases"] = throughput.measure(core, chosen, rounds, accesses, progress)
+    if "core" in parts:
+        those = throughput.choose(chosen.get("core", ()))
+        data["cases"] = throughput.measure(core, those, rounds, accesses, progress)
         data["peers"] = {peer.name: peers.version(peer) for peer in peers.PEERS}
-    everything = only is None and not cases
-    if only == "scale" or everything:
-        data["scale"] = scale.measure(progress)
-    if only == "memory" or everything:
+    if "scale" in parts:
+        unnamed = scale.SHORT if only is None else tuple(scale.CASES)
+        data["scale"] = scale.measure(progress, chosen.get("scale", unnamed))
+    if "memory" in parts:
         data["memory"] = memory.measure(progress)
     return data
+
+
+def _homes(
+    cases: Sequence[str], known: Mapping[str, Collection[str]]
+) -> dict[str, list[str]]:
+    """Names of cases by the first part that knows them."""
+    chosen: dict[str, list[str]] = {}
+    for name in cases:
+        home = next((part for part, names in known.items() if name in names), None)
+        if home is None:
+            everyone = [each for names in known.values() for each in names]
+            raise UsageError(f"bench has no case {name[:80]!r}: {did_you_mean(name, everyone)}")
+        chosen.setdefault(home, []).append(name)
+    return chosen
 
 
 def tables(data: dict[str, Any]) -> RenderableType:
@@ -151,7 +174,8 @@ def _scale(cases: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             case["case"], str(case["guests"]), f"{case['simulated_s']:.2f} s",
             f"{case['wall_s']:.2f} s", human_count(round(case["accesses_per_s"])),
-            human_count(round(case["bare_core_per_s"])), f"{case['vs_bare_core']:.0%}",
+            *(("-", "-") if case["bare_core_per_s"] is None else
+              (human_count(round(case["bare_core_per_s"])), f"{case['vs_bare_core']:.0%}")),
             human_count(round(case["events_per_s"])),
             human_count(round(case["bare_simpy_per_s"])), f"{case['vs_bare_simpy']:.1%}",
             human_bytes(case["peak_rss_bytes"]), human_bytes(case["rss_limit_bytes"]),

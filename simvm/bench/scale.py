@@ -1,10 +1,11 @@
 """Whole scenarios: what events, recording and Python cost beside the translation itself.
 
-Each variant of `data/scale.toml` runs in a process of its own, as `simvm.run` users run it:
-loaded, simulated, its results written. Then the same process lets the bare core do the same
-accesses, guest after guest: the same streams, the same pages of guest and host, filled
-first, faults served at once. `vs_bare_core` is the ratio of the two rates. Rates cover the
-whole run, the filling of memory included; what Python takes to import is left out.
+Each case runs in a process of its own, as `simvm.run` users run it: loaded, simulated, its
+results written. Where every access is translated (`exact`), the same process then lets the
+bare core do the same accesses, guest after guest: the same streams, the same pages of guest
+and host, filled first, faults served at once. `vs_bare_core` is the ratio of the two rates.
+Rates cover the whole run, the filling of memory included; what Python takes to import is left
+out. A case that takes minutes runs once; the others three times.
 
 `events_per_s` are SimPy's events of the scenario over its wall time; `bare_simpy_per_s` is
 what SimPy does when each event is the timeout of a process that does nothing else. A
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -24,7 +26,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from simvm.child import run_module
+from simvm.child import NEWS, run_module
 from simvm.core_check import load_core
 from simvm.hardware import load_cpu
 from simvm.hardware.geometry import ORDER_BYTES
@@ -33,7 +35,7 @@ from simvm.provenance import peak_rss_bytes
 from simvm.results import RunResult
 from simvm.runner import run_file
 from simvm.scenario import BASE, Scenario, resolve
-from simvm.units import MIB, SECOND
+from simvm.units import MIB, SECOND, human_ns
 from simvm.validation.machine import Machine
 from simvm.workload.patterns import make_stream, random_bits
 
@@ -41,8 +43,24 @@ if TYPE_CHECKING:
     from simvm.bench import Progress
 
 FILE: Final = Path(__file__).parent / "data" / "scale.toml"
-CASES: Final = {"uniform": BASE, "hot": "hot"}
-"""Variants of the file, by the name of the case."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant of a scenario, with values of its own. `long`: it takes minutes."""
+
+    file: Path
+    variant: str = BASE
+    sets: tuple[str, ...] = ()
+    long: bool = False
+
+
+CASES: Final = {
+    "uniform": Case(FILE),
+    "hot": Case(FILE, "hot"),
+}
+SHORT: Final = tuple(name for name, case in CASES.items() if not case.long)
+"""The cases that run without being asked for."""
 
 _ROUNDS: Final = 3
 _FIXED_BYTES: Final = 200 * MIB
@@ -57,41 +75,58 @@ _MEDIANS: Final = (
 
 
 def measure(
-    progress: Progress | None, rounds: int = _ROUNDS, sets: Sequence[str] = ()
+    progress: Progress | None, cases: Sequence[str] = SHORT, rounds: int = _ROUNDS,
+    sets: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Every case `rounds` times, interleaved; `sets` replace values of the file."""
-    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
-    for number in range(rounds):
-        for done, case in enumerate(CASES, len(CASES) * number):
+    """Each case `rounds` times (a long one once), interleaved; `sets` replace values."""
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    steps = [
+        (number, case)
+        for number in range(rounds) for case in runs if number == 0 or not CASES[case].long
+    ]  # fmt: skip
+    for done, (number, case) in enumerate(steps):
+        what = f"round {number + 1}: scenario {case}"
+
+        def tell(news: str, what: str = what, done: int = done) -> None:
             if progress is not None:
-                progress(f"round {number + 1}: scenario {case}", done, len(CASES) * rounds)
-            runs[case].append(run_module(__name__, case, *sets))
+                progress(f"{what}{news}", done, len(steps))
+
+        tell("")
+        runs[case].append(run_module(__name__, case, *sets, told=tell))
     return [_together(those) for those in runs.values()]
 
 
 def _together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Medians of what is timed, the largest peak; the rest is the same in each run."""
-    timed = {name: median(run[name] for run in runs) for name in _MEDIANS}
+    timed = {
+        name: None if runs[0][name] is None else median(run[name] for run in runs)
+        for name in _MEDIANS
+    }
     return runs[0] | timed | {"peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs)}
 
 
-def _measure_one(case: str, sets: Sequence[str]) -> dict[str, Any]:
+def _measure_one(name: str, sets: Sequence[str]) -> dict[str, Any]:
     """One case, once, in this process."""
-    variant = CASES[case]
+    case = CASES[name]
+    sets = [*case.sets, *sets]
     load_core()
     import_module("simvm.model.engine")     # which the runner imports when it first runs
     with TemporaryDirectory(prefix="simvm-bench-") as folder:
         start = perf_counter()
-        run_file(FILE, out=Path(folder) / "run", sets=sets, variant=variant)
+        run_file(
+            case.file, out=Path(folder) / "run", sets=sets, variant=case.variant, progress=News()
+        )
         wall = perf_counter() - start
         peak = peak_rss_bytes()
-        run = RunResult.load(Path(folder) / "run" / variant)
+        run = RunResult.load(Path(folder) / "run" / case.variant)
     accesses, events = run.manifest["wall"]["accesses"], run.manifest["wall"]["events"]
     guests = run.summary["guests"]
-    bare = _bare_core(resolve(FILE, sets, variant))
+    scenario = resolve(case.file, sets, case.variant)
+    exact = scenario.scenario.fidelity == "exact"
+    bare = _bare_core(scenario) if exact else None
     simpy = _bare_simpy(len(guests))
     return {
-        "case": case,
+        "case": name,
         "guests": len(guests),
         "simulated_s": run.summary["scenario"]["simulated_ns"] / SECOND,
         "accesses": accesses,
@@ -101,11 +136,23 @@ def _measure_one(case: str, sets: Sequence[str]) -> dict[str, Any]:
         "rss_limit_bytes": _limit(guests),
         "accesses_per_s": accesses / wall,
         "bare_core_per_s": bare,
-        "vs_bare_core": accesses / wall / bare,
+        "vs_bare_core": accesses / wall / bare if bare else None,
         "events_per_s": events / wall,
         "bare_simpy_per_s": simpy,
         "vs_bare_simpy": events / wall / simpy,
     }
+
+
+class News:
+    """Tells, every other second, how far a run has come."""
+
+    def __init__(self) -> None:
+        self._next = perf_counter()
+
+    def __call__(self, variant: str, now: int, done: int, total: int | None) -> None:
+        if perf_counter() >= self._next:
+            self._next = perf_counter() + 2
+            print(f"{NEWS}, {human_ns(now)} simulated", flush=True)
 
 
 def _limit(guests: Sequence[dict[str, Any]]) -> int:

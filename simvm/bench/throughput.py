@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simvm.bench.peers import PEERS, Peer, installed
-from simvm.errors import UsageError, did_you_mean
 from simvm.hardware import load_cpu
 from simvm.hardware.geometry import PAGE
 from simvm.units import GIB
@@ -92,16 +91,18 @@ STREAMS: Final[dict[str, Callable[[ModuleType, int], Accesses]]] = {
 }
 
 
-def choose(names: Sequence[str]) -> list[Case]:
-    """The cases that are named, or all; in the order of the table."""
-    known: dict[str, set[Case]] = {}
+def known() -> dict[str, set[Case]]:
+    """The cases by every name that chooses some."""
+    found: dict[str, set[Case]] = {}
     for case in product(STREAMS, CONFIGS):
         for name in (*case, "/".join(case)):
-            known.setdefault(name, set()).add(case)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"bench has no case {name[:80]!r}: {did_you_mean(name, known)}")
-    chosen = set().union(*(known[name] for name in names)) if names else None
+            found.setdefault(name, set()).add(case)
+    return found
+
+
+def choose(names: Sequence[str]) -> list[Case]:
+    """The cases that are named, or all; in the order of the table."""
+    chosen = set().union(*(known()[name] for name in names)) if names else None
     return [case for case in product(STREAMS, CONFIGS) if chosen is None or case in chosen]
 
 

@@ -195,7 +195,7 @@ def _add_bench(among: Any) -> None:
     made.add_argument("--only", choices=("core", "scale", "memory"), help="this part alone")
     made.add_argument(
         "--case", dest="cases", action="append", default=[], metavar="NAME",
-        help="this case alone; repeatable",
+        help="this case of core or scale alone; repeatable",
     )  # fmt: skip
     _format(made)
 
