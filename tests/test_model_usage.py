@@ -468,6 +468,40 @@ def test_a_recorded_series_holds_each_row_until_the_next(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+def test_guests_of_one_recording_begin_where_their_names_say(tmp_path: Path) -> None:
+    """Four steps of 10 ms, and two guests: the second begins with the third step."""
+    usage = RecordedUsage(file=file(tmp_path, [n * MIB for n in MIBS]), loop=True)
+    shifted = usage.model_copy(update={"members": "shifted"})
+    found = [
+        [step.used_bytes // MIB for step in first(shifted, member(index, 2), 5, now=7)]
+        for index in range(2)
+    ]
+    assert found == [[8, 16, 4, 12, 8], [4, 12, 8, 16, 4]]
+    starts = [step.start_ns for step in first(shifted, member(1, 3), 3, now=7)]
+    assert starts == [7, 7 + 20 * MS - 40 * MS // 3, 7 + 30 * MS - 40 * MS // 3]
+    alone = usage.model_copy(update={"members": "independent"})
+    drawn = [first(alone, member(index, 3), 5) for index in range(3)]
+    assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_a_region_of_a_pool_grows_and_shrinks_in_its_pages(tmp_path: Path) -> None:
+    """7 and 3 MiB in pages of 2 MiB: four of the 16 of the pool, then two."""
+    free: list[int] = []
+
+    def look(now: int, _accesses: int, _total: int | None) -> None:
+        kernel = made.guests[0].mm.kernel
+        if kernel is not None and now % (10 * MS) == 5 * MS:
+            free.append(kernel.free_pool_bytes(1) // BLOCK)
+
+    work = paced(usage={"file": file(tmp_path, [7 * MIB, 3 * MIB])}, hugetlb=BLOCK)
+    made = Simulation(small.scenario(
+        {"vm": small.guest(work, page_size=PAGE, hugetlb={"size_2m": 32 * MIB})},
+        sample_interval=5 * MS,
+    ), Recorder(), look)  # fmt: skip
+    made.run()
+    assert free == [12, 14]
+
+
 def test_generated_guests_run_and_their_peaks_come_apart(tmp_path: Path) -> None:
     """Four guests of 8 and 40 MiB in a short day: shifted, they use less together."""
     usage = {

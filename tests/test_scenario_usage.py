@@ -149,6 +149,11 @@ def test_a_recorded_cache_needs_one_in_the_guest(tmp_path: Path, recorded: str) 
                   "512MiB")  # fmt: skip
     only_one_says(mistakes(tmp_path, guest='virtualization = "none"', phases=paced(recorded)), key,
                   "container", "cached = false")  # fmt: skip
+    apart = recorded.replace(" }", ', cached = false, members = "shifted" }')
+    only_one_says(mistakes(tmp_path, phases=paced(apart)), key.replace("cached", "members"),
+                  "goes round", "loop = true")  # fmt: skip
+    apart = apart.replace(" }", ", loop = true }")
+    assert mistakes(tmp_path, phases=paced(apart, 'duration = "1h"')) == []
     without = recorded.replace(" }", ", cached = false }")
     assert mistakes(tmp_path, phases=paced(without)) == []
 

@@ -78,6 +78,9 @@ def findings(meta: Meta, where: str, guest: GuestClass) -> Iterator[Finding]:
 def _file(usage: RecordedUsage) -> Iterator[Wrong]:
     from simvm.workload.usage import open_usage
 
+    if usage.members != "same" and not usage.loop:
+        fix = 'add loop = true, or write members = "same"'
+        yield "usage.members", "who begins elsewhere in a series goes round in it", fix
     try:
         open_usage(usage.file)
     except InvalidInput as error:

@@ -38,6 +38,9 @@ class RecordedUsage(Model):
     """Whether the series begins again when it ends; else the phase ends with it."""
     cached: f.Flag = True
     """Whether `cached_bytes` of the file, if it has them, are the size of the guest's cache."""
+    members: Members = "same"
+    """same: all guests from its beginning; shifted: guest i from so many i-ths of its span on, by
+    the number of guests; independent: each from a place of its own, drawn."""
 
 
 class DiurnalUsage(Model):

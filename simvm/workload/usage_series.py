@@ -65,7 +65,7 @@ def steps(usage: Usage, member: Member, now: int) -> Iterator[Step]:
     """The steps from `now` on; without end but for a recorded series that does not loop."""
     match usage.kind:
         case "recorded":
-            return recorded(usage, now)
+            made = recorded(usage, member, now)
         case "diurnal":
             made = diurnal(usage, member)
         case "bursty":
@@ -80,9 +80,10 @@ def _from(made: Iterator[Step], now: int) -> Iterator[Step]:
             yield step._replace(start_ns=max(step.start_ns, now))
 
 
-def recorded(usage: RecordedUsage, now: int) -> Iterator[Step]:
-    """The rows of a file, the first of them at `now`."""
+def recorded(usage: RecordedUsage, member: Member, now: int) -> Iterator[Step]:
+    """The rows of a file, the first of them at `now`, or as much before as the guest is ahead."""
     series = open_usage(usage.file)
+    now -= _shift(usage.members, series.span_ns, member)
     times, used = series.time_ns.tolist(), series.used_bytes.tolist()
     cached = None
     if usage.cached and series.cached_bytes is not None:
