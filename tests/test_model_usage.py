@@ -98,6 +98,21 @@ def test_new_pages_are_written_once_and_accesses_come_on_top(tmp_path: Path) -> 
     assert ideal - 7 <= phase["ideal_ns"] <= ideal
 
 
+def test_sampled_guests_follow_the_series_as_well(tmp_path: Path) -> None:
+    """The same sizes, touches and number of accesses, most of them not run one by one."""
+    usage = {"file": file(tmp_path, [n * MIB for n in MIBS])}
+    made, seen = watched(
+        paced(usage=usage, access_rate=10_000_000), meta={"fidelity": "sampled"},
+        channel={"kind": "passthrough"},
+    )  # fmt: skip
+    for row, size in zip(seen.values(), MIBS, strict=True):
+        assert row["used"] == row["size"] == row["touched"] == size * MIB
+    phase = phase_of(made)
+    assert phase["accesses"] == 6_144 + 400_000
+    assert phase["given_back"]["returned_bytes"] == 12 * MIB
+    assert phase["late_ns"] < MS
+
+
 def test_a_pattern_goes_on_while_the_size_is_the_same(tmp_path: Path) -> None:
     """Streams count what was drawn: in the second of two equal steps on from the first."""
     usage = {"file": file(tmp_path, [n * MIB for n in (8, 8, 4)])}
