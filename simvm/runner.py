@@ -171,12 +171,17 @@ def _run(
             simulated_ns=simulation.env.now, partial=simulation.partial, exit_reason=reason,
         )  # fmt: skip
 
+    def figures_so_far() -> None:
+        assert place is not None
+        recorder.flush()    # a summary may be behind the timeline, never ahead of it
+        place.write(*summary_and_manifest("unfinished"))
+
     def at_sample(now: int, done: int, total: int | None) -> None:
         if progress is not None:
             progress(variant, now, done, total)
         if place is not None:
             rows.keep(recorder.flush)
-            figures.keep(lambda: place.write(*summary_and_manifest("unfinished")))
+            figures.keep(figures_so_far)
 
     recorder = Recorder(place.timeline if place is not None else None, thorough=thorough())
     rows, figures = Pace(), Pace()
