@@ -236,6 +236,17 @@ def load_runs(directory: Path | str) -> dict[str, RunResult]:
     return {name: RunResult.load(directory / name) for name in order}
 
 
+def is_complete(directory: Path | str) -> bool:
+    """Whether the run in a directory came to its end: every variant that was to be run."""
+    directory = Path(directory)
+    if (directory / MANIFEST_FILE).exists():
+        return not RunResult.load(directory).partial
+    try:
+        return not read_json(directory / SUMMARY_FILE)["partial"]
+    except (ResultError, KeyError):
+        return False
+
+
 # --- comparing variants -----------------------------------------------------------------
 
 
@@ -271,16 +282,18 @@ def headline(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in HEADLINE}
 
 
-def comparison(runs: Mapping[str, RunResult]) -> dict[str, Any]:
+def comparison(runs: Mapping[str, RunResult], *, complete: bool = True) -> dict[str, Any]:
     """The summary that compares the runs of one scenario, one row per variant.
 
     Parameters
     ----------
     runs
         By variant, in the order in which a table shows them.
+    complete
+        Whether these are all that were to be run (:func:`is_complete`).
     """
-    summaries = {name: run.summary for name, run in runs.items()}
-    return _compared(summaries)
+    compared = _compared({name: run.summary for name, run in runs.items()})
+    return compared | {"partial": compared["partial"] or not complete}
 
 
 def _compared(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -459,7 +472,7 @@ class RunWriter:
         if any(self.directory.iterdir()):
             if self._aside.exists():
                 # A process was killed here. Of two runs that it left the whole one is kept.
-                shutil.rmtree(self._aside if _is_whole(self.directory) else self.directory)
+                shutil.rmtree(self._aside if is_complete(self.directory) else self.directory)
             if self.directory.exists():
                 os.rename(self.directory, self._aside)
             self._unlock()
@@ -496,9 +509,3 @@ class RunWriter:
             self._lock = None
 
 
-def _is_whole(directory: Path) -> bool:
-    """Whether a run in a directory came to its end."""
-    try:
-        return not read_json(directory / SUMMARY_FILE)["partial"]
-    except (ResultError, KeyError):
-        return False

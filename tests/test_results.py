@@ -17,6 +17,7 @@ from synthetic import GUESTS, write_run, write_variant
 
 from simvm.columns import COLUMN, ELAPSED_PARTS
 from simvm.errors import EXIT_INVALID, ResultError
+from simvm.report.page import render
 from simvm.results import (
     HEADLINE,
     RunResult,
@@ -25,6 +26,7 @@ from simvm.results import (
     check_destination,
     comparison,
     headline,
+    is_complete,
     load_runs,
     percentiles,
     read_json,
@@ -269,6 +271,10 @@ def test_what_is_there_before_it_is_whole_is_partial(tmp_path: Path) -> None:
         write_variant(writer, "base", samples=41)
         assert read_json(tmp_path / "run" / "summary.json")["partial"]
         assert list(load_runs(tmp_path / "run")) == ["base"]
+        assert not is_complete(tmp_path / "run")
+        assert is_complete(tmp_path / "run" / "base")
+        page = render(load_runs(tmp_path / "run"), [], complete=False)
+        assert "Partial: not all variants were run." in page
         writer.variant("thp")  # begun, never finished
         writer.publish()
     assert not read_json(tmp_path / "run" / "summary.json")["partial"]

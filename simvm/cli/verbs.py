@@ -79,10 +79,10 @@ def show(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     from simvm.report import comparison_table, write_report
-    from simvm.results import comparison, load_runs
+    from simvm.results import comparison, is_complete, load_runs
 
     page = write_report(args.directory, args.out)
-    summary = comparison(load_runs(args.directory))
+    summary = comparison(load_runs(args.directory), complete=is_complete(args.directory))
     output.answer(args, summary, lambda: comparison_table(summary))
     output.tell(args, f"report: {page}")
 

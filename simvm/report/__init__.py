@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from simvm.report.tables import comparison_table, guests_table, phases_table, regions_table
-from simvm.results import CHARTS_DIRECTORY, REPORT_FILE, load_runs, write_text
+from simvm.results import CHARTS_DIRECTORY, REPORT_FILE, is_complete, load_runs, write_text
 
 __all__ = [
     "comparison_table",
@@ -63,5 +63,5 @@ def write_report(directory: Path | str, out: Path | str | None = None) -> Path:
         for suffix in ("svg", "png"):
             (charts / f"{name}.{suffix}").unlink(missing_ok=True)
     page = place / REPORT_FILE
-    write_text(page, render(runs, drawn))
+    write_text(page, render(runs, drawn, complete=is_complete(directory)))
     return page

@@ -130,7 +130,9 @@ _POLICY = (
 )
 
 
-def render(runs: Mapping[str, RunResult], drawn: Sequence[Figure]) -> str:
+def render(
+    runs: Mapping[str, RunResult], drawn: Sequence[Figure], *, complete: bool = True
+) -> str:
     """The whole page.
 
     Parameters
@@ -139,8 +141,10 @@ def render(runs: Mapping[str, RunResult], drawn: Sequence[Figure]) -> str:
         By variant, in the order of the table.
     drawn
         The charts of these runs.
+    complete
+        Whether these are all that were to be run.
     """
-    compared = comparison(runs)
+    compared = comparison(runs, complete=complete)
     views: list[dict[str, Any]] = [{"id": "view-0", "spec": overview(runs), "timed": True}]
     sections = []
     for figure in drawn:
@@ -159,7 +163,7 @@ def render(runs: Mapping[str, RunResult], drawn: Sequence[Figure]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title><style>{_STYLE}</style></head><body>",
             f'<h1>{title}</h1><p class="question">{escape(str(compared["question"]))}</p>',
-            _partial_note(runs),
+            _partial_note(runs, complete),
             _headline_table(compared, runs),
             '<div id="overview"><p class="hint">Backed host memory. Drag here to choose a span '
             "of time for the charts over time; in those, scroll to zoom and drag to move."
@@ -200,10 +204,10 @@ def _section(figure: Figure, places: Sequence[str]) -> str:
     )
 
 
-def _partial_note(runs: Mapping[str, RunResult]) -> str:
+def _partial_note(runs: Mapping[str, RunResult], complete: bool) -> str:
     cut = [name for name, run in runs.items() if run.partial]
     if not cut:
-        return ""
+        return "" if complete else '<p class="partial">Partial: not all variants were run.</p>'
     reached = ", ".join(
         f"{name} up to {duration(runs[name].up_to_ns)} ({runs[name].manifest['exit_reason']})"
         for name in cut

@@ -59,7 +59,7 @@ def comparison_table(summary: Mapping[str, Any]) -> Table:
     title = escape(str(summary["name"]))
     if summary.get("partial"):
         reached = [f"{name} up to {duration(ns)}" for name, ns in summary["up_to_ns"].items()]
-        title += escape(f" (partial: {', '.join(reached)})")
+        title += escape(f" (partial: {', '.join(reached) or 'not all variants were run'})")
     table = Table(title=title, **_LOOK)
     if len(names) <= MOST_ACROSS:
         table.add_column("", style="dim")
