@@ -344,6 +344,7 @@ cdef class Mmu:
         if not 1 <= geometry.walkers <= mmu.MAX_WALKERS:
             raise ValueError(f"walkers (={geometry.walkers}) must be 1 to {mmu.MAX_WALKERS}")
         self.c.count = &self.c.own
+        self.c.tick = cache.FIRST_STAMP
         self.c.vpids = vpids
         self.c.targets = targets
         self.c.style = mmu.INTEL if geometry.style == "intel" else mmu.AMD

@@ -39,7 +39,8 @@ static void show(const char *name, int lanes, int64_t answer, const uint32_t *wo
 static void draw_set(uint32_t *set, int lanes, uint32_t kinds, uint32_t stamps) {
     for (int i = 0; i < lanes; i++) {
         set[i] = draw(kinds) ? draw(kinds) : ~draw(kinds);
-        set[lanes + i] = draw(4) ? draw(stamps) : 0x7FFFFFFFu - draw(3);
+        uint32_t stamp = draw(4) ? draw(stamps) : SIMVM_NEVER - SIMVM_FIRST_STAMP - draw(3);
+        set[lanes + i] = stamp ? SIMVM_FIRST_STAMP + stamp : 0;
     }
     for (int i = 0; i < lanes; i++)
         ((uint64_t *)(set + 2 * lanes))[i] = (uint64_t)set[i] << 30 | draw(2) << 5 | draw(4);

@@ -56,17 +56,17 @@ cdef enum:
 cdef extern from *:
     """
     #define SIMVM_EMPTY (~(uint64_t)0)
-    #define SIMVM_NEVER 0x7FFFFFFFu
     /* A stamp below SIMVM_NEVER is the clock's; a debug build runs out of them soon, so that
        tests reach what happens then. */
     #ifdef SIMVM_DEBUG
-    #define SIMVM_LAST_STAMP 6000u
+    #define SIMVM_LAST_STAMP (SIMVM_FIRST_STAMP + 6000u)
     #else
-    #define SIMVM_LAST_STAMP 0x7FFFFFFEu
+    #define SIMVM_LAST_STAMP (SIMVM_NEVER - 1u)
     #endif
     """
     const uint64_t EMPTY "SIMVM_EMPTY"            # the key of a free place
     const uint32_t NEVER "SIMVM_NEVER"            # the stamp of a way that does not exist
+    const uint32_t FIRST_STAMP "SIMVM_FIRST_STAMP"    # where time begins
     const uint32_t LAST_STAMP "SIMVM_LAST_STAMP"
 
 cdef struct Assoc:
@@ -214,7 +214,7 @@ cdef inline void assoc_renumber(Assoc *a) noexcept nogil:
             stamp[least] = NEVER + rank
         for i in range(a.ways):
             if stamp[i] > NEVER:
-                stamp[i] -= NEVER
+                stamp[i] -= NEVER - FIRST_STAMP
 
 
 # What a hit and an insertion do where replacement is true LRU; `simple` says how the set keeps

@@ -7,8 +7,8 @@
 # vCPU's own and reached by one pointer.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from simvm.core.cache cimport (LAST_STAMP, Assoc, assoc_find, assoc_insert, assoc_renumber,
-                               count_trailing_zeros, set_of, value_of)
+from simvm.core.cache cimport (FIRST_STAMP, LAST_STAMP, Assoc, assoc_find, assoc_insert,
+                               assoc_renumber, count_trailing_zeros, set_of, value_of)
 from simvm.core.loads cimport Loads
 from simvm.core.table cimport MAX_LEVEL, Table
 
@@ -182,4 +182,4 @@ cdef inline void keep_time(Mmu *m) noexcept nogil:
         assoc_renumber(&m.guest_cache[level])
         assoc_renumber(&m.host_cache[level])
     assoc_renumber(&m.nested_tlb)
-    m.tick = m.most_ways
+    m.tick = FIRST_STAMP + m.most_ways

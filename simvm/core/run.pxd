@@ -41,6 +41,10 @@ cdef struct Stretch:
     uint64_t missed          # accesses of this stretch that walked
     bint ahead               # whether to fetch ahead
     bint quick               # whether walks are of the commonest shape, and wait for no walker
+    uint64_t quick_time[3]   # what such a walk takes beside its loads, by hits for the host
+    uint64_t quick_walks     # such walks that have still to be counted,
+    uint64_t quick_hits      # ... their hits in the host's walk cache
+    uint64_t quick_loads     # ... and loads
     Ahead found              # the entries of accesses to come
 
 
@@ -165,8 +169,7 @@ cdef inline int quick_miss(Vcpu *v, Space *s, Region *region, const Stream *stre
     All of it is one function, with the walk inside. What is not for it goes the other way.
     """
     cdef Mmu *m = v.mmu
-    cdef Counters *count = m.count
-    cdef uint64_t va = region.base + (word >> 1), flags = 0, key, cycles, loads
+    cdef uint64_t va = region.base + (word >> 1), flags = 0, key
     cdef uint64_t *first = &m.loads.word[m.loads.n]
     cdef uint64_t *entry = NULL
     cdef uint32_t tag
@@ -184,30 +187,41 @@ cdef inline int quick_miss(Vcpu *v, Space *s, Region *region, const Stream *stre
         return run_miss(v, s, region, stream, x, word, key_of(s.tag, 0, va >> 12), set_1, 4,
                         True, set_2, 12)
     m.tick += 1
-    loads = w.next - first
     w.next[0] = w.hpa
     n = <int>(w.next + 1 - &m.loads.word[0])
     m.loads.n = n
-    cycles = (1 + w.host_hits) * m.walk_cache_latency
-    count.penalty_cycles += m.l2_penalty
-    count.tlb_misses += 1
-    count.walks += 1
-    count.guest_walk_cache_hits += 1
-    count.host_walk_cache_hits += w.host_hits
-    count.guest_loads += w.guest_loads
-    count.host_loads += loads - w.guest_loads
-    count.walk_cycles += cycles
-    cycles += m.l2_penalty
-    m.spent += cycles
-    x.time += cycles * v.exposed
+    x.quick_walks += 1
+    x.quick_hits += w.host_hits
+    x.quick_loads += w.next - first
+    x.time += x.quick_time[w.host_hits]
     look_at_queue(v, x, n)
-    x.missed += 1
     touch(region, word >> 13)
     key = key_of(s.tag, 0, va >> 12) | flags
     tag = part_tag(s.tag, va >> 12)
     enter(set_2, 12, False, key, tag, m.tick, &entry)
     enter(set_1, 4, True, key, tag, m.tick, &entry)
     return RUN_BUDGET
+
+
+cdef inline void count_quick(Mmu *m, Stretch *x) noexcept nogil:
+    """Count what `quick_miss` did: all of it follows from three sums.
+
+    A walk hits once in the guest's walk cache; and for each page of the guest that it goes to,
+    a table of which it loads an entry or the data, it hits once in the host's.
+    """
+    cdef Counters *count = m.count
+    cdef uint64_t cycles = (x.quick_walks + x.quick_hits) * m.walk_cache_latency
+    count.penalty_cycles += x.quick_walks * m.l2_penalty
+    count.tlb_misses += x.quick_walks
+    count.walks += x.quick_walks
+    count.guest_walk_cache_hits += x.quick_walks
+    count.host_walk_cache_hits += x.quick_hits
+    count.guest_loads += x.quick_hits
+    count.host_loads += x.quick_loads - x.quick_hits
+    count.walk_cycles += cycles
+    m.spent += cycles + x.quick_walks * m.l2_penalty
+    x.missed += x.quick_walks
+    x.quick_walks = x.quick_hits = x.quick_loads = 0
 
 
 cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stream, Stretch *x,
@@ -309,6 +323,8 @@ cdef inline inlined_int run_tlbs(Vcpu *v, Space *s, Region *region, Stream *stre
         weighs += WEIGHT_STEP
         at += 1
     m.tick = now
+    if walks:
+        count_quick(m, x)
     m.count.l1_hits += <uint64_t>(at - start) - l2_hits - (x.missed - missed)
     m.count.l2_hits += l2_hits
     m.count.accesses += at - start
@@ -341,9 +357,12 @@ cdef inline int run_accesses(Vcpu *v, Space *s, Region *region, Stream *stream, 
                              uint64_t *budget) noexcept nogil:
     """Run until `budget` is used up, or time, or the stream, or a page is missing."""
     cdef Mmu *m = v.mmu
-    cdef int first, end, size, status = RUN_BUDGET
+    cdef int first, end, size, i, status = RUN_BUDGET
     x.quick = m.quick and s.quick and (v.exposed == 0 or v.exposed == EXPOSED)
     x.worst = m.loads.slowest * v.exposed
+    for i in range(3):
+        x.quick_time[i] = ((1 + i) * m.walk_cache_latency + m.l2_penalty) * v.exposed
+    x.quick_walks = x.quick_hits = x.quick_loads = 0
     x.found.primed = x.found.knows = False      # a fault may have changed the tables
     while status == RUN_BUDGET and budget[0] > 0:
         if not stream_ready(stream):

@@ -295,11 +295,14 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry 
     """
     cdef uint64_t *found = NULL
     cdef uint64_t *table_leaf = NULL
-    cdef uint64_t hpa, gpa, entry, bits = ACCESSED | (DIRTY if write else 0)
+    cdef uint64_t hpa, gpa, entry, leaf, bits = ACCESSED | (DIRTY if write else 0)
     cdef Node *node
-    if first.table == NOWHERE or last.table == NOWHERE or not last.at[0] & LEAF:
+    if first.table == NOWHERE or last.table == NOWHERE:
         return False
-    w.guest_loads = w.host_hits = 1
+    entry, leaf = first.at[0], last.at[0]
+    if not leaf & LEAF:
+        return False
+    w.host_hits = 1              # and as many loads in the guest's tables
     if quick_find(&m.guest_cache[2], s.tag, va >> 21, &found):
         hpa = found[4 * PAGE]
     elif quick_find(&m.guest_cache[3], s.tag, va >> 30, &found):
@@ -312,16 +315,15 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry 
             if not table_leaf[0] & LEAF:
                 return False
         else:
-            table_leaf = quick_table(m, s, w, gpa, (first.at[0] & TARGET) >> 30, &found)
+            table_leaf = quick_table(m, s, w, gpa, (entry & TARGET) >> 30, &found)
             if table_leaf == NULL:
                 return False
         queue_load(w, found[4 * ADDRESS] + 8 * ((gpa >> 12) & 511))
-        w.guest_loads = w.host_hits = 2
+        w.host_hits = 2
         hpa = table_leaf[0] & TARGET
     else:
         return False
     queue_load(w, hpa + 8 * ((va >> 12) & 511))
-    entry = first.at[0]
     gpa = (entry & TARGET) + (va & 0xFFF)
     if not quick_find(&m.host_cache[2], s.guest_tag, gpa >> 21, &found):
         if not quick_find(&m.host_cache[3], s.guest_tag, gpa >> 30, &found):
@@ -338,10 +340,12 @@ cdef inline inlined_int quick_walk(Mmu *m, const Space *s, Walk *w, const Entry 
         found[4 * PAGE] = hpa
         found[4 * ORIGIN] = first.table | 12
     queue_load(w, last.table + 8 * ((gpa >> 12) & 511))
-    mark(last.at, bits)
-    mark(first.at, bits)
-    dirty[0] = (first.at[0] & last.at[0] & DIRTY) != 0
-    w.hpa = (last.at[0] & TARGET) + (gpa & 0xFC0)
+    w.hpa = (leaf & TARGET) + (gpa & 0xFC0)
+    if not likely(entry & leaf & bits == bits):      # most have them, as in `mark`
+        mark(last.at, bits)
+        mark(first.at, bits)
+        entry, leaf = first.at[0], last.at[0]
+    dirty[0] = (entry & leaf & DIRTY) != 0
     return True
 
 

@@ -130,14 +130,18 @@ SIMVM_INLINE int simvm_lanes(int ways) {
     return ways <= 16 ? (ways + 3) / 4 * 4 : (ways + 15) / 16 * 16;
 }
 
+/* Stamps are 0 or between these two. As the bits of floats those are the finite positive ones
+ * that are not denormal, in the same order, so that they can be compared as floats. */
+#define SIMVM_FIRST_STAMP 0x00800000u
+#define SIMVM_NEVER 0x7F7FFFFFu
+
 #ifdef SIMVM_VECTORS
-SIMVM_INLINE __m128i simvm_min(__m128i a, __m128i b) { /* signed; SSE2 has none for 32 bits */
-    __m128i less = _mm_cmplt_epi32(a, b);
-    return _mm_or_si128(_mm_and_si128(less, a), _mm_andnot_si128(less, b));
+SIMVM_INLINE __m128i simvm_min(__m128i a, __m128i b) { /* SSE2 has none for 32-bit integers */
+    return _mm_castps_si128(_mm_min_ps(_mm_castsi128_ps(a), _mm_castsi128_ps(b)));
 }
 #endif
 
-/* The lowest of the words that are least; all are below 2^31. */
+/* The lowest of the stamps that are least. */
 SIMVM_INLINE int64_t simvm_least(const uint32_t *words, int lanes) {
 #ifdef SIMVM_VECTORS
     const __m128i *w = (const __m128i *)words;
