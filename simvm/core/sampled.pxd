@@ -18,6 +18,7 @@ from simvm.core.mmu cimport GUEST_FAULT, NOWHERE, OK, Counters, Mmu, Space, keep
 from simvm.core.run cimport touch
 from simvm.core.shadow_fault cimport shadow_fault
 from simvm.core.stream cimport CHASE, DRIFTING, STRIDED, TRACE, Stream, stream_ready
+from simvm.core.table cimport ACCESSED, DIRTY, TARGET, Node, find_leaf, span_of
 from simvm.core.touches cimport (AND_DIRTY, PIECE, WRITE_ONLY, Event, Found, Open, Piece, Touches,
                                  bounds_of, in_order, look, share_of_page)
 from simvm.core.vcpu cimport (RUN_BUDGET, RUN_DEADLINE, RUN_PRESSURE, RUN_STREAM_END, Backing,
@@ -178,11 +179,13 @@ cdef inline int draw_pass(Touches *t, const Space *s, const Backing *b, const Re
         bounds_of(t, c, &low, &high)
         if low << 12 >= end:
             break
+        leaf = look(t, s, b, r, c, False, f, open)
         if t.piece[c].any + t.piece[c].write > 0.0:
-            leaf = look(t, s, b, r, c, True, f, open)
             if leaf:
                 open.n = 1
                 open.page[0] = <uint16_t>(WRITE_ONLY if t.piece[c].any == 0.0 else 0)
+            elif open.n < 0:
+                look(t, s, b, r, c, True, f, open)
             for i in range(open.n):
                 page = low + (open.page[i] & (PIECE - 1))
                 ahead = 0
@@ -201,8 +204,9 @@ cdef inline int draw_strided(Touches *t, const Space *s, const Backing *b, const
                              uint64_t *accesses, Found *f, Open *open) noexcept nogil:
     cdef const Stream *m = t.stream
     cdef uint64_t position = m.position, n, done = 0
-    # A pass over all of it, or as many pages as there may be events.
-    accesses[0] = min(accesses[0], m.length // m.stride + 1,
+    # An eighth of a pass, so that what is taken meanwhile is seldom missed; at most as many pages
+    # as there may be events.
+    accesses[0] = min(accesses[0], m.length // m.stride // 8 + 1,
                       max(<uint64_t>1, MOST_EVENTS * <uint64_t>4096 // max(m.stride, <uint64_t>64)))
     while done < accesses[0]:
         n = min(accesses[0] - done, (m.length - position + m.stride - 1) // m.stride)
@@ -328,7 +332,9 @@ cdef inline int draw(Touches *t, const Space *s, const Backing *b, const Region 
         if not stream_ready(m):
             return RUN_STREAM_END
         accesses = min(accesses, <uint64_t>(m.n - m.at))
-    if (t.host_seen != b.table.changes or (s.guest != NULL and t.guest_seen != s.guest.changes)
+    if m.kind == STRIDED:
+        t.total = 1.0                   # it looks at what is ahead alone
+    elif (t.host_seen != b.table.changes or (s.guest != NULL and t.guest_seen != s.guest.changes)
             or t.total > 0.0):
         look_at_all(t, s, b, r, &f, &open)
     if t.total > 0.0:
@@ -393,12 +399,30 @@ cdef inline void count_skipped(Vcpu *v, Touches *t, uint64_t n) noexcept nogil:
         rest[i] %= t.measured
 
 
+cdef inline bint only_touches(const Space *s, uint64_t va, bint write) noexcept nogil:
+    """Whether an access finds its page, and A and D as it leaves them: others came before it."""
+    cdef uint64_t bits = ACCESSED | DIRTY if write else ACCESSED
+    cdef Node *at = NULL
+    cdef int order = 0
+    cdef uint64_t *entry
+    if s.guest != NULL:
+        entry = find_leaf(s.guest, va, &at, &order)
+        if entry == NULL or order == 0 or entry[0] & bits != bits:
+            return False
+        va = (entry[0] & TARGET) + (va & (span_of(order) - 1))
+    entry = find_leaf(s.host, va, &at, &order)
+    return entry != NULL and entry[0] & bits == bits
+
+
 cdef inline int play_event(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *region,
                            const Event *e) noexcept nogil:
     """One access through the walk of the exact loop, and the faults that it takes."""
     cdef Mmu *m = v.mmu
     cdef uint64_t va = region.base + (<uint64_t>e.page << 12), before = m.spent, flags
     cdef int fault, status, size
+    if v.n_work == 0 and only_touches(s, va, e.write):
+        touch(region, e.page)
+        return OK
     while True:
         if v.n_work:
             status = do_work(v, s, b, region)

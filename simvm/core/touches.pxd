@@ -317,12 +317,13 @@ cdef inline bint look(const Touches *t, const Space *s, const Backing *b, const 
                       uint64_t c, bint again, Found *f, Open *open) noexcept nogil:
     """See what accesses to a piece can change. Whether one leaf of each dimension maps it.
 
-    Unless it must look `again`, it believes what it knows while no table has changed, and
-    `open` holds nothing of worth then.
+    The pages are in `open` if it looks at them: when it must, `again`, and else where it does not
+    know them, or a table has changed. `open.n` is -1 if it does not.
     """
     cdef Piece *k = &t.piece[c]
     cdef uint64_t low, high, guest = 0, host, start
     cdef double flat
+    open.n = -1
     bounds_of(t, c, &low, &high)
     start = (r.base + (low << 12)) & ~(span_of(1) - 1)
     if s.guest == NULL:
@@ -332,12 +333,19 @@ cdef inline bint look(const Touches *t, const Space *s, const Backing *b, const 
         guest = f.guest.pages.changed if f.guest.pages != NULL else s.guest.changes
     # Pages of a guest in 4 KiB lie anywhere, so any change in the host may be of theirs.
     host = b.table.changes
-    if f.guest.pages == NULL and f.guest.entry & LEAF:
-        find_way(b.table, f.guest.entry & TARGET, &f.host)
-        if look_at_leaves(t, r, k, low, high, f):
-            return True
-        if f.host.pages != NULL:
-            host = f.host.pages.changed
+    if f.guest.pages == NULL:
+        if f.guest.entry & LEAF:
+            find_way(b.table, f.guest.entry & TARGET, &f.host)
+            if look_at_leaves(t, r, k, low, high, f):
+                return True
+            if f.host.pages != NULL:
+                host = f.host.pages.changed
+        if not again and (f.guest.entry == 0 or (f.guest.entry & LEAF and f.host.entry == 0)):
+            # All of it is missing, which needs no look at each page.
+            k.any = k.gone = share_of_piece(t, k, low, high)
+            k.n_open = k.n_gone = <int>(high - low)
+            k.write, k.known = 0.0, False
+            return False
     flat = flat_share(t, low, high)
     if (not again and k.known and k.host_seen == host and k.guest_seen == guest
             and k.rate == flat and (flat >= 0.0 or t.stream.kind != DRIFTING)):
