@@ -188,6 +188,15 @@ def _add_walk(among: Any) -> None:
 def _add_validate(among: Any) -> None:
     made = _verb(among, "validate", verbs.validate, "compare the simulator with published figures")
     _format(made)
+    one = made.add_argument_group("--fidelity: compare `sampled` with `exact` instead")
+    one.add_argument("--fidelity", action="store_true", help="on scenarios small enough for both")
+    one.add_argument("--seeds", type=_positive, metavar="N", help="1 to N (default: 10)")
+    one.add_argument("--jobs", type=_positive, metavar="N", help="processes (default: 1)")
+    one.add_argument(
+        "--scenario", dest="scenarios", action="append", metavar="NAME",
+        help="this one alone; repeatable",
+    )  # fmt: skip
+    one.add_argument("--out", type=Path, help="write the answer, as JSON, into this file too")
 
 
 def _add_bench(among: Any) -> None:
@@ -204,6 +213,13 @@ def _seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 1 << 63:
         raise argparse.ArgumentTypeError("a seed is 0 to 2^63 - 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("1 or more")
     return value
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simvm.cli import output
-from simvm.errors import EXIT_INVALID, ExpectationFailed, Interrupted, Mistake
+from simvm.errors import EXIT_INVALID, ExpectationFailed, Interrupted, Mistake, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -222,6 +222,12 @@ def _hexadecimal(key: str, value: Any) -> Any:
 def validate(args: argparse.Namespace) -> None:
     from simvm import validation
 
+    if args.fidelity:
+        _compare_fidelities(args)
+        return
+    for option in ("seeds", "jobs", "scenarios", "out"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--{option.removesuffix('s')} goes with --fidelity")
     with output.steps_done(args) as progress:
         rows = validation.run(progress=progress)
     headline = validation.headline(rows)
@@ -251,6 +257,53 @@ def _validation_table(headline: str, rows: Sequence[dict[str, Any]]) -> Renderab
     )  # fmt: skip
     whole = output.table("", heads, table)
     return Group(Text(headline), whole, *map(Text, below))
+
+
+def _compare_fidelities(args: argparse.Namespace) -> None:
+    from simvm.results import canonical_json, write_text
+    from simvm.validation import fidelity
+
+    with output.steps_done(args) as progress:
+        data = fidelity.run(
+            args.scenarios, progress, seeds=args.seeds or fidelity.SEEDS, jobs=args.jobs or 1
+        )
+    data = {"headline": fidelity.headline(data["rows"]), **data}
+    if args.out is not None:
+        write_text(args.out, canonical_json(data))
+    output.answer(args, data, lambda: _fidelity_tables(data))
+
+
+def _fidelity_tables(data: Mapping[str, Any]) -> RenderableType:
+    """What it comes to, the figures, and what a run of each fidelity took."""
+    from rich.console import Group
+    from rich.text import Text
+
+    heads = ("scenario", "figure", "exact", "sampled", "error", "tolerance", "within", "noise")
+    figures = [
+        [
+            row["scenario"], row["figure"], row["exact"], row["sampled"],
+            *(None if row[key] is None else f"{row[key]:.2%}" for key in ("error", "tolerance")),
+            row["within"], None if row["noise"] is None else f"{row['noise']:.2%}",
+            _bias(row),
+        ]
+        for row in data["rows"]
+    ]  # fmt: skip
+    times = [
+        [each["name"], *each["cpu_s"].values(), each["cpu_s"]["exact"] / each["cpu_s"]["sampled"]]
+        for each in data["scenarios"]
+    ]
+    return Group(
+        Text(f"{data['headline']}; means of {data['seeds']} seeds"),
+        output.table("", (*heads, "bias"), figures),
+        output.table(
+            "CPU time of a run, s", ("scenario", "exact", "sampled", "times faster"), times
+        ),
+    )
+
+
+def _bias(row: Mapping[str, Any]) -> str:
+    deviation = row["standard_error"]
+    return f"{row['bias']:+.2%}" + ("" if deviation is None else f" ± {deviation:.2%}")
 
 
 def _error(row: Mapping[str, Any]) -> str:

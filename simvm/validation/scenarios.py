@@ -14,16 +14,19 @@ from simvm.results import RunResult
 from simvm.runner import run as run_scenario
 from simvm.scenario import Scenario, resolve
 
+FOLDER = "scenarios"
 _KEPT = 16
 
 
 def names() -> list[str]:
     """The scenarios there are."""
-    folder = files("simvm.validation").joinpath("data", "scenarios")
+    folder = files("simvm.validation").joinpath("data", FOLDER)
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir())
 
 
-def scenario(name: str, variant: str | None = None, sets: Sequence[str] = ()) -> Scenario:
+def scenario(
+    name: str, variant: str | None = None, sets: Sequence[str] = (), folder: str = FOLDER
+) -> Scenario:
     """One of them, or a variant of it, with settings applied.
 
     Parameters
@@ -33,13 +36,15 @@ def scenario(name: str, variant: str | None = None, sets: Sequence[str] = ()) ->
     sets
         As after `--set`: `guest.web.memory=1GiB`. What makes a scenario smaller for a run that is
         not at full size goes here.
+    folder
+        Below data: those of `simvm.validation.fidelity` have one of their own.
 
     Raises
     ------
     InvalidInput
         There is none of that name, or it has mistakes.
     """
-    file = files("simvm.validation").joinpath("data", "scenarios", f"{name}.toml")
+    file = files("simvm.validation").joinpath("data", folder, f"{name}.toml")
     with as_file(file) as path:
         return resolve(path, sets, variant)
 
