@@ -288,6 +288,27 @@ def test_a_trace_is_played_access_by_access() -> None:
     assert played.leaves() == ran.leaves()
 
 
+def test_events_of_a_trace_are_first_accesses_and_first_writes() -> None:
+    """Pages that were only read: another read changes nothing, the first write of each sets D.
+
+    The accesses go to and fro between two pieces of 2 MiB, as a merge of two runs does. Beside
+    the writes, the first access to each piece is played: it may find the guest's table idle.
+    """
+    world = Drawn("uniform")
+    world.stream = _core.Stream.trace(np.random.PCG64(1), SIZE)
+    world.touches = _core.Touches(world.stream, world.region, np.random.PCG64(2))
+    pages = np.array([n // 2 + BLOCK // PAGE * (n % 2) for n in range(200)], dtype=np.uint64)
+    reads = pages * np.uint64(2 * PAGE)
+    world.stream.feed(reads)
+    assert [(at, page) for at, page, _ in world.draw(200)] == list(enumerate(pages.tolist()))
+    world.play(200)
+    world.stream.feed(np.concatenate([reads, reads + np.uint64(1), reads + np.uint64(1)]))
+    events = world.draw(600)
+    writes = [(at, page) for at, page, write in events if write]
+    assert writes == [(200 + n, page) for n, page in enumerate(pages.tolist())]
+    assert [at for at, _, write in events if not write] == [0, 1]
+
+
 def test_what_lies_between_events_takes_what_the_windows_took() -> None:
     """7 cycles for 3 accesses, over slices that do not divide by 3: no residue is lost."""
     world = Drawn("uniform")

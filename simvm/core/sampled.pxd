@@ -256,45 +256,82 @@ cdef inline int draw_chase(Touches *t, const Space *s, const Backing *b, const R
     return 0
 
 
+cdef inline int by_page(const void *a, const void *b) noexcept nogil:
+    cdef const Event *x = <const Event *>a
+    cdef const Event *y = <const Event *>b
+    if x.page != y.page:
+        return 1 if x.page > y.page else -1
+    return <int>(x.at > y.at) - <int>(x.at < y.at)
+
+
+cdef inline uint64_t keep_open(Touches *t, uint64_t first, uint64_t end, uint64_t kept, uint64_t c,
+                               uint64_t low, bint leaf, const Open *open) noexcept nogil:
+    """Of the first accesses of a piece's pages, put those that change something from `kept` on."""
+    cdef uint16_t flags[PIECE]
+    cdef uint64_t i, n = kept, earliest = first
+    cdef uint64_t last = ~<uint64_t>0
+    cdef Event e
+    cdef int j
+    memset(flags, 0, sizeof(flags))
+    for j in range(open.n if not leaf else 0):
+        flags[open.page[j] & (PIECE - 1)] |= open.page[j] | 1 << 15
+    for i in range(first + 1, end):
+        if t.event[i].at < t.event[earliest].at:
+            earliest = i
+    for i in range(first, end):
+        e = t.event[i]
+        if leaf:
+            # Writes come after the access that sets A, which is the earliest of all.
+            if i != earliest and not (e.write and t.piece[c].n_open):
+                continue
+        elif i != earliest:     # ... through the guest's table page, which may be idle or gone
+            j = flags[e.page - low]
+            if not j or (j & WRITE_ONLY and not e.write):
+                continue
+            if e.page == last and not j & AND_DIRTY:
+                continue
+        last = e.page
+        t.event[n] = e
+        n += 1
+    return n
+
+
 cdef inline int draw_trace(Touches *t, const Space *s, const Backing *b, const Region *r,
                            uint64_t accesses, Found *f, Open *open) noexcept nogil:
-    """Accesses of a recorded trace are looked at one by one, as far as their piece is open."""
+    """Of the accesses of a recorded trace, the first one to a page and the first write to it,
+    where the page's piece is open; then of these the ones that change something."""
     cdef const Stream *m = t.stream
-    cdef uint64_t i, word, page, last = ~<uint64_t>0, c = ~<uint64_t>0, at, bit, low = 0, high = 0
-    cdef uint64_t flags[PIECE]
-    cdef int j
-    cdef bint leaf = False
+    cdef uint64_t i, end, word, page, last = ~<uint64_t>0, c, bit, low, high, kept = 0
+    cdef bint leaf
     for i in range(accesses):
         word = m.next[m.at + i]
         page = word >> 13
         if page == last and not word & 1:
             continue
         last = page
-        at = (page + t.skew) // PIECE
-        if t.piece[at].any + t.piece[at].write <= 0.0:
+        c = (page + t.skew) // PIECE
+        if t.piece[c].any + t.piece[c].write <= 0.0:
             continue
         bit = <uint64_t>(3 if word & 1 else 1) << (2 * (page & 31))
         if t.marks[page >> 5] & bit == bit:
-            continue
-        if at != c:
-            c = at
-            bounds_of(t, c, &low, &high)
-            leaf = look(t, s, b, r, c, True, f, open)
-            memset(flags, 0, sizeof(flags))
-            for j in range(open.n if not leaf else 0):
-                flags[open.page[j] & (PIECE - 1)] = open.page[j] | 1 << 15
-        if leaf:
-            page = low
-            bit = <uint64_t>(3 if word & 1 else 1) << (2 * (page & 31))
-            if t.marks[page >> 5] & bit == bit or (t.piece[c].any == 0.0 and not word & 1):
-                continue
-        elif not flags[page - low] or (flags[page - low] & WRITE_ONLY and not word & 1):
             continue
         t.marks[page >> 5] |= bit
         if emit(t, <double>i, page, word & 1) != 0:
             return -1
     for i in range(t.n_events):
         t.marks[t.event[i].page >> 5] = 0
+    qsort(t.event, t.n_events, sizeof(Event), by_page)
+    i = 0
+    while i < t.n_events:
+        c = (t.event[i].page + t.skew) // PIECE
+        bounds_of(t, c, &low, &high)
+        end = i + 1
+        while end < t.n_events and t.event[end].page < high:
+            end += 1
+        leaf = look(t, s, b, r, c, True, f, open)
+        kept = keep_open(t, i, end, kept, c, low, leaf, open)
+        i = end
+    t.n_events = kept
     return 0
 
 

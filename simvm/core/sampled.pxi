@@ -45,6 +45,7 @@ cdef class Touches:
                 for j in range(6):      # Newton's steps: each doubles the bits that are right
                     self.c.unkeys[i] *= 2 - (source.c.keys[i] | 1) * self.c.unkeys[i]
         if source.c.kind == stream.TRACE:
+            self.c.writes = 1.0     # the trace says of each access whether it writes
             self.c.marks = <uint64_t *>calloc((pages >> 5) + 1, 8)
         self.c.piece = <touches.Piece *>calloc(self.c.n_pieces, sizeof(touches.Piece))
         if self.c.piece == NULL or (source.c.kind == stream.TRACE and self.c.marks == NULL):

@@ -32,7 +32,7 @@ cdef struct Piece:
     double any               # share of accesses that change something, in all
     double write             # share of writes that do, beside them
     double all               # share of accesses that go to the piece; -1: not known
-    double gone              # the part of `any` that goes to pages without a frame
+    double gone              # share of accesses to pages that were taken away
     int n_gone
     int n_open
     bint known
@@ -228,7 +228,7 @@ cdef inline void look_at_pages(const Touches *t, const Space *s, const Backing *
     """Add up what can change, page by page."""
     cdef uint64_t page, va, gpa, entry, host, both
     cdef double share, thin = 1.0, last = -1.0
-    cdef bint missing, clean, ordered = in_order(t.stream)
+    cdef bint missing, clean, before, ordered = in_order(t.stream)
     cdef int64_t present = -1
     k.any = k.write = k.gone = 0.0
     k.n_gone = open.n = 0
@@ -255,12 +255,13 @@ cdef inline void look_at_pages(const Touches *t, const Space *s, const Backing *
             missing = not host & LEAF
             both &= host
         clean = missing or not both & DIRTY
-        if missing:
-            k.gone += share
+        before = (r.touched[page >> 6] >> (page & 63)) & 1
+        if missing and before:
+            k.gone += share / t.stream.pages if ordered else share
             k.n_gone += 1
-        elif present < 0:
+        if not missing and present < 0:
             present = page - low
-        if not missing and (r.touched[page >> 6] >> (page & 63)) & 1:
+        if not missing and before:
             if both & ACCESSED:
                 if clean and t.writes > 0.0:
                     k.write += share * t.writes
