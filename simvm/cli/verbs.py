@@ -225,9 +225,10 @@ def validate(args: argparse.Namespace) -> None:
     if args.fidelity:
         _compare_fidelities(args)
         return
-    for option in ("seeds", "jobs", "scenarios", "out"):
-        if getattr(args, option) is not None:
-            raise UsageError(f"--{option.removesuffix('s')} goes with --fidelity")
+    own = {"seeds": args.seeds, "jobs": args.jobs, "scenario": args.scenarios, "out": args.out}
+    for option, value in own.items():
+        if value is not None:
+            raise UsageError(f"--{option} goes with --fidelity")
     with output.steps_done(args) as progress:
         rows = validation.run(progress=progress)
     headline = validation.headline(rows)
