@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from docs.findings import findings, worked_example
 from simvm import validation
 from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
 from simvm.hardware.formats import FORMATS, leaf_bytes, root_bytes
+from simvm.report import fidelity
 from simvm.report.labels import METRICS
 from simvm.results import Timeline, read_json
 from simvm.scenario import json_schema
@@ -40,6 +42,9 @@ IMAGES = {
     "passthrough-footprint": ("passthrough", "footprint"),
     "overcommit-slowdown": ("overcommit", "slowdown"),
 }
+FIDELITIES = ROOT / "docs" / "fidelity.json"
+"""What `python -m simvm validate --fidelity --jobs 2 --out docs/fidelity.json` has written."""
+
 LARGEST_IMAGE = 300_000
 
 
@@ -221,6 +226,36 @@ def walk_cache_table() -> str:
     return f"{_table(heads, rows)}\n{listed}"
 
 
+def fidelity_tables(data: dict[str, Any]) -> str:
+    """What the comparison of the two fidelities came to."""
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{share:.2%}"
+
+    rows = [
+        (
+            row["scenario"], row["figure"], f"{row['exact']:.5g}", f"{row['sampled']:.5g}",
+            percent(row["error"]), f"{row['bias']:+.2%} ± {row['standard_error']:.2%}",
+            percent(row["noise"]), percent(row["tolerance"]),
+            {True: "yes", False: "no", None: ""}[row["within"]],
+        )
+        for row in data["rows"]
+    ]  # fmt: skip
+    heads = ("scenario", "figure", "exact", "sampled", "error", "bias", "noise", "tolerance",
+             "within")  # fmt: skip
+    times = [
+        (each["name"], f"{each['accesses']['exact'] / 1e6:.1f} M",
+         *(f"{seconds:.2f} s" for seconds in each["cpu_s"].values()),
+         f"{each['cpu_s']['exact'] / each['cpu_s']['sampled']:.1f}")
+        for each in data["scenarios"]
+    ]  # fmt: skip
+    took = ("scenario", "accesses", "CPU time, exact", "sampled", "times faster")
+    return (
+        f"{data['headline']}, means of {data['seeds']} seeds.\n\n{_table(heads, rows)}\n"
+        f"{_table(took, times)}"
+    )
+
+
 def validation_block(found: list[dict[str, Any]]) -> str:
     """What `simvm validate` comes to, and the rows that whole simulations answer."""
     simulated = [row for row in found if any(i.startswith("scenario.") for i in row["inputs"])]
@@ -375,6 +410,7 @@ def reference_blocks() -> dict[tuple[str, str], str]:
         ("docs/results.md", "columns"): column_tables(),
         ("docs/results.md", "headline"): headline_table(),
         ("docs/validation.md", "checks"): check_table(),
+        ("docs/fidelity.md", "figures"): fidelity_tables(json.loads(FIDELITIES.read_text("utf-8"))),
     }
 
 
@@ -413,6 +449,8 @@ def main() -> None:
     options.add_argument("--tables", action="store_true", help="run no scenario")
     tables_alone = options.parse_args().tables
     write_blocks(reference_blocks() | validated_blocks())
+    picture = fidelity.svg(json.loads(FIDELITIES.read_text("utf-8")))
+    (ROOT / "docs" / "images" / "fidelity.svg").write_text(picture, "utf-8")
     if tables_alone:
         return
     rows = validation_block(validation.run())

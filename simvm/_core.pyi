@@ -448,7 +448,8 @@ class Touches:
     def gone(self) -> tuple[int, float]: ...
     def forget(self) -> None: ...
     def set_estimate(
-        self, accesses: int, cycles: int, counts: _Uint64s, residence: float  # accesses
+        self, accesses: int, cycles: int, counts: _Uint64s, residence: float,  # accesses
+        shootdowns: float = 0.0,
     ) -> None: ...
     def draw(
         self, space: AddressSpace, backing: Backing, accesses: int

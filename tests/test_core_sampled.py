@@ -177,18 +177,23 @@ def test_a_clean_page_is_open_to_writes_alone(orders: tuple[int, int]) -> None:
     assert abs(len(events) - expected) < 5 * np.sqrt(expected) + 1
 
 
-def test_a_page_that_the_tlb_keeps_is_seldom_filled_again() -> None:
-    """After aging a page is filled by p exp(-p T) of the accesses, T the residence."""
+@pytest.mark.parametrize("shootdowns", [0.0, 0.001])
+def test_a_page_that_the_tlb_keeps_is_seldom_filled_again(shootdowns: float) -> None:
+    """After aging a page is filled by p exp(-p T) of the accesses, T the residence.
+
+    With f shootdowns an access its stay ends at a rate of p exp(-p T) + f. In the share of f in
+    that it then takes 1/p more accesses, so a fill comes after (1 + f/p) / (p exp(-p T) + f).
+    """
     world, accesses, draws = Drawn("hot_cold"), 2_000, 100
     world.touch_all()
     world.age(range(0, SIZE, PAGE))
     share, residence = shares_of(world), 3_000.0
-    world.touches.set_estimate(1, 0, np.zeros_like(world.vcpu.counts()), residence)
+    world.touches.set_estimate(1, 0, np.zeros_like(world.vcpu.counts()), residence, shootdowns)
     counts = np.zeros(PAGES)
     for _ in range(draws):
         for _, page, _ in world.draw(accesses):
             counts[page] += 1
-    rate = share * np.exp(-share * residence)
+    rate = (share * np.exp(-share * residence) + shootdowns) / (1 + shootdowns / share)
     assert_as_expected(counts, 1 - np.exp(-rate * accesses), draws, "filled")
 
 

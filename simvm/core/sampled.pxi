@@ -74,10 +74,11 @@ cdef class Touches:
         self.c.n_events = self.c.next = 0
 
     def set_estimate(self, uint64_t accesses, uint64_t cycles, const uint64_t[::1] counts,
-                     double residence):
+                     double residence, double shootdowns=0.0):
         """What windows have measured: cycles and counts (of `Vcpu.counts`) of `accesses`.
 
-        `residence` is how many accesses a TLB entry outlives its last use by.
+        `residence` is how many accesses a TLB entry outlives its last use by, where no shootdown
+        comes; of these there are so many in an access.
         """
         if accesses == 0 or <size_t>counts.shape[0] * 8 != sizeof(mmu.Counters):
             raise ValueError("an estimate is of some accesses and of every counter")
@@ -85,6 +86,7 @@ cdef class Touches:
         self.c.measured = accesses
         memcpy(&self.c.sum, &counts[0], sizeof(mmu.Counters))
         self.c.residence = residence
+        self.c.shootdowns = shootdowns
 
     def draw(self, AddressSpace space, Backing backing, uint64_t accesses):
         """For tests: the events of the next accesses: (how many accesses, [(at, page, write)])."""

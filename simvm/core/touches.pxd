@@ -61,7 +61,8 @@ cdef struct Touches:
     const float *by_rank     # zipf: share of a rank, by the first bits of it
     uint64_t inverse         # zipf: of the multiplier that scatters ranks
     uint64_t unkeys[3]       # pointer chase: inverses of its keys
-    double residence         # accesses for which a TLB keeps what it used last
+    double residence         # accesses for which a TLB keeps what it used last,
+    double shootdowns        # ... and how often it is emptied, in an access
     double total             # of the pieces: share of accesses that change something,
     double gone              # ... and that find no frame
     uint64_t n_gone
@@ -165,9 +166,12 @@ cdef inline double refilled(const Touches *t, double share) noexcept nogil:
     """Of accesses to a page whose A is clear, the share that does not find it in the TLB.
 
     Only a fill sets A. The TLB keeps a page for `residence` accesses after its last use, so an
-    access finds it there unless as many have passed since (Che, Tung and Wang, 2002).
+    access finds it there unless as many have passed since (Che, Tung and Wang, 2002), or unless
+    a shootdown has emptied it: then the next access fills it. So A is set after 1/(s e^(-sT) + f)
+    accesses on average, and 1/s more where it was a shootdown that ended the stay.
     """
-    return exp(-share * t.residence) if t.residence > 0.0 else 1.0
+    cdef double missed = exp(-share * t.residence) if t.residence > 0.0 else 1.0
+    return (share * missed + t.shootdowns) / (share + t.shootdowns)
 
 
 cdef inline bint all_touched(const Region *r, uint64_t low, uint64_t high) noexcept nogil:

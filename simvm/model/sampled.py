@@ -253,9 +253,10 @@ class Sampling:
             cycles = cold.cycles + cycles * warm // accesses
             counts = cold.counts + counts * np.uint64(warm) // np.uint64(accesses)
             accesses = cold.accesses + warm
-            residence = min(residence, self._between / 2)
         self._mean = cycles / accesses
-        self.touches.set_estimate(accesses, cycles, counts, residence)
+        self.touches.set_estimate(
+            accesses, cycles, counts, residence, 1 / self._between if self._between else 0.0
+        )
 
     # --- change -------------------------------------------------------------------------
 
