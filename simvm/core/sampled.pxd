@@ -76,17 +76,27 @@ cdef inline bint dirties(Touches *t, uint64_t flags, double share, double left) 
 cdef inline int draw_in_piece(Touches *t, const Space *s, const Backing *b, const Region *r,
                               uint64_t c, double first, double end, Found *f,
                               Open *open) noexcept nogil:
-    """Events of a piece whose first one is at `first`."""
+    """Events of a piece whose first one is at `first`, by the rate that it was thought to have.
+
+    It has less where pages have been accessed since: then the first one is none with the chance
+    that makes up for it.
+    """
     cdef Piece *k = &t.piece[c]
     cdef uint64_t low, high, page
-    cdef double rate, chance = 0.0, last = -1.0, u, at
+    cdef double rate, chance = 0.0, last = -1.0, u, at, before = k.any + k.write
     cdef int i, chosen
+    cdef bint leaf, first_is
     bounds_of(t, c, &low, &high)
-    if look(t, s, b, r, c, True, f, open):
+    leaf = look(t, s, b, r, c, True, f, open)
+    t.total += k.any + k.write - before
+    first_is = uniform(t) * before < k.any + k.write
+    if leaf:
+        if not first_is:
+            return 0
         return emit(t, first, low, dirties(t, WRITE_ONLY if k.any == 0.0 else AND_DIRTY, k.all,
                                            end - first))
     u = uniform(t) * (k.any + k.write)
-    chosen = 0
+    chosen = 0 if first_is else open.n
     while chosen < open.n - 1 and u >= open.rate[chosen]:
         u -= open.rate[chosen]
         chosen += 1
@@ -351,6 +361,11 @@ cdef inline void look_at_all(Touches *t, const Space *s, const Backing *b, const
     t.guest_seen = s.guest.changes if s.guest != NULL else 0
 
 
+cdef inline bint in_order_or_drifting(const Stream *m) noexcept nogil:
+    """Whether what is known of pieces does not hold from quantum to quantum."""
+    return m.kind == DRIFTING or in_order(m)
+
+
 cdef inline int draw(Touches *t, const Space *s, const Backing *b, const Region *r,
                      uint64_t accesses) noexcept nogil:
     """Draw the events of the next accesses; of fewer than asked for, if they are many."""
@@ -372,7 +387,7 @@ cdef inline int draw(Touches *t, const Space *s, const Backing *b, const Region 
     if m.kind == STRIDED:
         t.total = 1.0                   # it looks at what is ahead alone
     elif (t.host_seen != b.table.changes or (s.guest != NULL and t.guest_seen != s.guest.changes)
-            or t.total > 0.0):
+            or (t.total > 0.0 and in_order_or_drifting(m))):
         look_at_all(t, s, b, r, &f, &open)
     if t.total > 0.0:
         if m.kind == STRIDED:
