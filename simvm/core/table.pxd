@@ -19,6 +19,11 @@ from simvm.core.blocks cimport (NO_PAGE, UNMOVABLE, Blocks, alloc_4k, alloc_run,
                                 free_run)
 from simvm.core.cache cimport aligned_alloc
 
+cdef extern from "core/pieces.h" nogil:
+    cdef enum:
+        PIECE_BITS "SIMVM_PIECE_BITS"
+    void join_piece "simvm_join_piece"(uint64_t number)
+
 cdef enum:
     PRESENT = 1
     LEAF = 2
@@ -37,6 +42,7 @@ cdef enum:
     MAX_LEVEL = 5
     HEADER = 64              # bytes of a node before its entries
     GROUP = 16               # pages that the contiguous hint joins
+    CROWD = 128              # nodes in a row in 2 MiB of real memory that make it worth joining
 
 cdef extern from *:
     """
@@ -79,6 +85,8 @@ cdef struct Table:
     uint64_t *deposits       # page-table pages kept for the split of 2 MiB leaves
     uint64_t n_deposits
     uint64_t deposit_room
+    uint64_t piece           # number of the 2 MiB of real memory that the newest node lies in
+    int crowd                # nodes in a row that came to lie there
 
 
 # Of the 4 KiB granule, the only one that hosts and guests are simulated with.
@@ -121,6 +129,21 @@ cdef inline void note_change(Table *t, Node *node) noexcept nogil:
     node.changed = t.changes
 
 
+cdef inline void note_place(Table *t, const Node *node) noexcept nogil:
+    """Join the real memory behind a table's nodes once the heap has gone on to other memory.
+
+    Walks read nodes anywhere in a table: in small pages the real TLB would miss on most. What
+    the heap has left behind is in use, so joining it takes no more memory, or little.
+    """
+    cdef uint64_t piece = <uint64_t>node >> PIECE_BITS
+    if piece != t.piece:
+        if t.crowd >= CROWD:
+            join_piece(t.piece)
+        t.piece = piece
+        t.crowd = 0
+    t.crowd += 1
+
+
 cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noexcept nogil:
     """A zeroed table page; NULL when memory (simulated or real) is short."""
     cdef Node *node
@@ -152,6 +175,7 @@ cdef inline Node *node_new(Table *t, int level, Node *parent, uint64_t slot) noe
     node.level = level
     node.entries = <int>entries
     node.pages = pages
+    note_place(t, node)
     note_change(t, node)
     if t.mirrored:
         node.mirror = kept if kept != NO_PAGE else alloc_4k(t.memory, UNMOVABLE)
