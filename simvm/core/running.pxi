@@ -376,6 +376,11 @@ cdef class Vcpu:
         return np.asarray(out)
 
     @property
+    def operations(self):
+        """What drawing accesses has done: quanta drawn, pieces and pages looked at, events."""
+        return self.c.operations
+
+    @property
     def raw_cycles(self):
         """Translation cycles in this phase, hidden ones included."""
         return self.c.raw_cycles

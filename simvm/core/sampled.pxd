@@ -117,12 +117,13 @@ cdef inline int draw_in_piece(Touches *t, const Space *s, const Backing *b, cons
     return 0
 
 
-cdef inline uint64_t affordable(const Touches *t, uint64_t accesses) noexcept nogil:
+cdef inline uint64_t affordable(Touches *t, uint64_t accesses) noexcept nogil:
     """Fewer accesses, if so many would bring too many events at once."""
     cdef double events
     cdef uint64_t c
     while accesses > 1 and t.total * accesses > MOST_EVENTS:
         events = 0.0
+        t.operations.pieces += t.n_pieces
         for c in range(t.n_pieces):
             events += min(<double>t.piece[c].n_open,
                           (t.piece[c].any + t.piece[c].write) * accesses)
@@ -142,6 +143,7 @@ cdef inline int draw_at_random(Touches *t, const Space *s, const Backing *b, con
     if first >= end:
         return 0
     u = uniform(t) * t.total
+    t.operations.pieces += t.n_pieces
     for c in range(t.n_pieces):
         rate = t.piece[c].any + t.piece[c].write
         if rate > 0.0:
@@ -245,6 +247,7 @@ cdef inline int draw_chase(Touches *t, const Space *s, const Backing *b, const R
     cdef uint64_t c, low, high, page, node, last, first
     cdef int i
     cdef bint leaf
+    t.operations.pieces += t.n_pieces
     for c in range(t.n_pieces):
         if t.piece[c].any + t.piece[c].write <= 0.0:
             continue
@@ -375,6 +378,7 @@ cdef inline int draw(Touches *t, const Space *s, const Backing *b, const Region 
     cdef int status = 0
     memset(&f, 0, sizeof(f))
     t.n_events = t.next = 0
+    t.operations.quanta += 1
     if m.kind == DRIFTING:
         # While the hot window moves little, each page has one rate.
         accesses = min(accesses, max(<uint64_t>1, (m.hot_pages // 8 + 1) * 1000 // max(m.drift, 1)))
@@ -508,6 +512,7 @@ cdef inline int play(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regi
     cdef uint64_t limit = deadline << 16 if deadline < <uint64_t>1 << 47 else ~<uint64_t>0
     cdef uint64_t per_access = (v.cycles_per_access << 16) + ((t.mean * v.exposed) >> 16)
     cdef int status = RUN_BUDGET
+    t.operations = &v.operations
     put_back(t.stream)
     while True:
         if v.n_work:
@@ -539,6 +544,7 @@ cdef inline int play(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regi
             if status != OK:
                 break
             t.next += 1
+            v.operations.events += 1
     count_skipped(v, t, budget - left)
     v.mmu.clock += time >> 16
     return status

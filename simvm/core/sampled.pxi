@@ -92,6 +92,8 @@ cdef class Touches:
         """For tests: the events of the next accesses: (how many accesses, [(at, page, write)])."""
         cdef int status
         cdef uint64_t i
+        cdef vcpu.Operations operations
+        self.c.operations = &operations
         self.forget()
         status = sampled.draw(&self.c, &space.c, &backing.c, &self.region.c, accesses)
         if status != OK:

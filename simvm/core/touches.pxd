@@ -16,7 +16,7 @@ from simvm.core.mmu cimport Counters, Space
 from simvm.core.stream cimport CHASE, DRIFTING, HOT_COLD, STRIDED, TRACE, UNIFORM, ZIPF, Stream
 from simvm.core.table cimport (ACCESSED, DIRTY, LEAF, TARGET, Node, Table, child_of, find_entry,
                                is_child, span_of)
-from simvm.core.vcpu cimport Backing, Region
+from simvm.core.vcpu cimport Backing, Operations, Region
 
 cdef enum:
     PIECE = 512              # pages of a piece
@@ -51,6 +51,7 @@ cdef struct Event:           # the first access to a page that changes something
 cdef struct Touches:
     Stream *stream
     bitgen_t *bits
+    Operations *operations   # of the vCPU whose turn it is
     uint64_t first           # number of the region's first 2 MiB of addresses
     uint64_t skew            # 4 KiB pages of that before the region
     uint64_t n_pieces
@@ -226,7 +227,7 @@ cdef inline void find_way(const Table *table, uint64_t address, Way *w) noexcept
     w.pages = child_of(w.entry) if is_child(w.entry) else NULL
 
 
-cdef inline void look_at_pages(const Touches *t, const Space *s, const Backing *b,
+cdef inline void look_at_pages(Touches *t, const Space *s, const Backing *b,
                                const Region *r, Piece *k, uint64_t low, uint64_t high, Found *f,
                                Open *open) noexcept nogil:
     """Add up what can change, page by page."""
@@ -236,6 +237,7 @@ cdef inline void look_at_pages(const Touches *t, const Space *s, const Backing *
     cdef int64_t present = -1
     k.any = k.write = k.gone = 0.0
     k.n_gone = open.n = 0
+    t.operations.pages += high - low
     for page in range(low, high):
         va = r.base + (page << 12)
         share = share_of_page(t, page)
@@ -318,7 +320,7 @@ cdef inline bint look_at_leaves(const Touches *t, const Region *r, Piece *k, uin
     return True
 
 
-cdef inline bint look(const Touches *t, const Space *s, const Backing *b, const Region *r,
+cdef inline bint look(Touches *t, const Space *s, const Backing *b, const Region *r,
                       uint64_t c, bint again, Found *f, Open *open) noexcept nogil:
     """See what accesses to a piece can change. Whether one leaf of each dimension maps it.
 
@@ -329,6 +331,7 @@ cdef inline bint look(const Touches *t, const Space *s, const Backing *b, const 
     cdef uint64_t low, high, guest = 0, host, start
     cdef double flat
     open.n = -1
+    t.operations.pieces += 1
     bounds_of(t, c, &low, &high)
     start = (r.base + (low << 12)) & ~(span_of(1) - 1)
     if s.guest == NULL:

@@ -84,6 +84,12 @@ cdef struct Work:
     uint64_t end
     bint zero
 
+cdef struct Operations:      # of drawing accesses (sampled.pxd)
+    uint64_t quanta
+    uint64_t pieces          # of 2 MiB, each time that one was looked at
+    uint64_t pages           # ... and those of a piece one by one
+    uint64_t events          # played
+
 cdef struct Vcpu:
     Mmu *mmu                 # of the host core that it is on
     Counters count
@@ -111,6 +117,7 @@ cdef struct Vcpu:
     uint64_t reuse_bytes     # the part of them zeroed because somebody had used them before
     uint64_t fault_address
     uint64_t asked           # 1 + the address of the last RUN_NO_BLOCK
+    Operations operations
 
 
 cdef inline void spend(Vcpu *v, uint64_t ns) noexcept nogil:

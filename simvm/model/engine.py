@@ -123,6 +123,21 @@ class Simulation:
         """Accesses done by all guests."""
         return sum(v.core.counters()["accesses"] for g in self.guests for v in g.vcpus)
 
+    @property
+    def operations(self) -> dict[str, int]:
+        """What `sampled` has done (docs/fidelity.md), by kind, and SimPy's events: not times,
+        which differ from machine to machine. Of all guests that there are."""
+        vcpus = [vcpu for guest in self.guests for vcpu in guest.vcpus]
+        total = {"simpy_events": self.env.events}
+        for vcpu in vcpus:
+            counts = vcpu.core.operations | {
+                "window_accesses": vcpu.window_accesses, "window_turns": vcpu.window_turns,
+                "sampled_turns": vcpu.sampled_turns,
+            }  # fmt: skip
+            for name, n in counts.items():
+                total[name] = total.get(name, 0) + n
+        return total
+
     def _samples(self) -> Process:
         interval = self._scenario.scenario.sample_interval
         total = self._work()

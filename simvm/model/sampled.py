@@ -155,6 +155,7 @@ class Sampling:
         cycles = max(1, self._quantum * vcpu.khz // 1_000_000)
         ahead = int(cycles / per_access)
         before = core.done
+        vcpu.sampled_turns += 1
         reason = core.play(
             work.space.core, vcpu.guest.backing, vcpu.guest.memory, work.region.core,
             self.touches, left, cycles, max(1, ahead), train, self._meta.train_service,
@@ -191,6 +192,8 @@ class Sampling:
             work.space.core, vcpu.guest.backing, vcpu.guest.memory, work.region.core, work.stream,
             min(left, self._plan[0] - part.accesses), 1 << 40, train, self._meta.train_service,
         )  # fmt: skip
+        vcpu.window_turns += 1
+        vcpu.window_accesses += core.done - done
         part = self._part = Window(
             part.accesses + core.done - done,
             part.cycles + core.raw_cycles - cycles,

@@ -96,6 +96,8 @@ class VirtualCpu:
         self._kicks = 0
         self.interruptions = 0      # by invalidations, so far
         self.translation_error_ns = 0   # of what was sampled: standard errors, added up
+        self.sampled_turns = self.window_turns = 0     # how often the core was asked for either
+        self.window_accesses = 0
         self.owed_ns = 0            # of faults that the host found out late
         self._zeroing = host.cpu.zeroing_bytes_per_s
         self._untagged = guest.is_vm and not host.tagged
