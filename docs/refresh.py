@@ -29,11 +29,13 @@ from docs.findings import findings, worked_example
 from simvm import validation
 from simvm.columns import COUNTERS, GAUGES, KEYS, RATIOS, Column
 from simvm.hardware.formats import FORMATS, leaf_bytes, root_bytes
+from simvm.report import cost as cost_chart
 from simvm.report import fidelity
 from simvm.report.labels import METRICS
 from simvm.results import Timeline, read_json
 from simvm.scenario import json_schema
 from simvm.units import format_bytes, format_ns
+from simvm.validation import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = tuple(sorted(path.stem for path in (ROOT / "scenarios").glob("*.toml")))
@@ -453,6 +455,8 @@ def main() -> None:
     (ROOT / "docs" / "images" / "fidelity.svg").write_text(picture, "utf-8")
     if tables_alone:
         return
+    picture = cost_chart.svg(cost.run())
+    (ROOT / "docs" / "images" / "cost.svg").write_text(picture, "utf-8")
     rows = validation_block(validation.run())
     write_blocks({("docs/validation.md", "rows"): rows})
     with tempfile.TemporaryDirectory() as directory:

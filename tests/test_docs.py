@@ -251,8 +251,9 @@ def test_pictures_are_small_and_whole() -> None:
     shown = {f"docs/images/{name}.svg" for name in refresh().IMAGES}
     for name in shown:
         assert name.removeprefix("docs/") in read("README.md").replace("docs/images", "images")
-    shown.add("docs/images/fidelity.svg")
-    assert "images/fidelity.svg" in read("docs/fidelity.md")
+    for name in ("fidelity", "cost"):
+        shown.add(f"docs/images/{name}.svg")
+        assert f"images/{name}.svg" in read("docs/fidelity.md")
     assert shown == {str(path.relative_to(ROOT)) for path in (ROOT / "docs/images").iterdir()}
     for name in shown:
         assert (ROOT / name).stat().st_size < refresh().LARGEST_IMAGE

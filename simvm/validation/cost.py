@@ -17,9 +17,6 @@ MEMORY: Final = (1 * GIB, 8 * GIB, 64 * GIB)
 TOUCHED: Final = 64 * MIB
 SECONDS: Final = 120
 
-KINDS: Final = ("pieces", "pages", "events", "window_accesses", "quanta", "simpy_events")
-"""Of `Simulation.operations`, those that are shown."""
-
 
 def scenario(
     guests: int = GUESTS[0], rate: int = RATES[0], memory: int = MEMORY[0]
