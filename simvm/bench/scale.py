@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     from simvm.bench import Progress
 
 FILE: Final = Path(__file__).parent / "data" / "scale.toml"
+FLEET: Final = Path(__file__).parents[2] / "scenarios" / "fleet_day.toml"
+"""Of a checkout: what is installed has no shipped scenarios."""
+
+PEAK: Final = tuple(
+    f"guest.{name}.workload.heap.usage.peak_at=30m" for name in ("office", "batch")
+)
+"""Bring the busiest hour to the beginning of the day."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,15 @@ class Case:
 CASES: Final = {
     "uniform": Case(FILE),
     "hot": Case(FILE, "hot"),
-}
+    "hour_100": Case(FLEET, sets=("scenario.duration=1h", *PEAK), long=True),
+    "fleet_day": Case(FLEET, long=True),
+    "fleet_day_thp": Case(FLEET, "thp_balloon", long=True),
+    "guests_1000": Case(FLEET, sets=(
+        "scenario.duration=6m", "guest.office.count=600", "guest.batch.count=400",
+        "guest.office.stagger=100ms", "guest.batch.stagger=100ms", "host.cores=1024",
+        "host.memory=7TiB",
+    ), long=True),
+}  # fmt: skip
 SHORT: Final = tuple(name for name, case in CASES.items() if not case.long)
 """The cases that run without being asked for."""
 

@@ -11,7 +11,7 @@
 
 from libc.math cimport exp, log, pow
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport qsort, realloc
+from libc.stdlib cimport free, qsort, realloc
 from libc.string cimport memset
 from simvm.core.blocks cimport Blocks
 from simvm.core.mmu cimport GUEST_FAULT, NOWHERE, OK, Counters, Mmu, Space, keep_time
@@ -27,6 +27,7 @@ from simvm.core.walk cimport walk_for
 
 cdef enum:
     MOST_EVENTS = 1 << 16    # of a quantum, about; more make it shorter
+    KEPT = 1 << 10           # places for events that stay when a quantum is over
 
 
 cdef inline double uniform(Touches *t) noexcept nogil:
@@ -545,6 +546,9 @@ cdef inline int play(Vcpu *v, Space *s, Backing *b, Blocks *memory, Region *regi
                 break
             t.next += 1
             v.operations.events += 1
+    if t.at == t.until and t.room > KEPT:
+        free(t.event)
+        t.event, t.room, t.n_events, t.next = NULL, 0, 0, 0
     count_skipped(v, t, budget - left)
     v.mmu.clock += time >> 16
     return status

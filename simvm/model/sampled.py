@@ -171,6 +171,10 @@ class Sampling:
             self._begin_window()
         return reason
 
+    def release(self) -> None:
+        """Its work is done; what was measured stays for the one that follows."""
+        del self.touches
+
     # --- windows ------------------------------------------------------------------------
 
     def _begin_window(self) -> None:

@@ -292,4 +292,6 @@ class _Sized:
         watch.stop(env.now, f"{label}: writing new pages")
         vcpu.rest()
         guest.works.remove(work)
+        if work.sampling is not None:
+            work.sampling.release()
         guest.note_stream(label, work.stream.digest)
