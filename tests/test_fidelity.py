@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from scenario_runs import refresh
 
 from simvm import cli
 from simvm.errors import UsageError
@@ -17,6 +19,12 @@ from simvm.validation import fidelity, scenarios
 
 SHORT = ("scenario.duration=60ms", "scenario.sample_interval=1ms")
 REACH = 1536 * 4096
+
+
+@cache
+def in_full() -> dict[str, Any]:
+    """The comparison as the command runs it: some minutes, once in a session."""
+    return fidelity.run(jobs=2)
 
 
 def side(curve: list[list[float]], total: list[list[float]]) -> fidelity.Side:
@@ -88,7 +96,7 @@ def test_sampled_agrees_with_exact(full_size: bool) -> None:
     """Full size: every figure within its tolerance over ten seeds. Else two scenarios, reduced:
     one in which memory fills and walks cost, one with a fifth of the footprint on swap."""
     if full_size:
-        found = [fidelity.run(jobs=2)]
+        found = [in_full()]
     else:
         found = [
             fidelity.run(["zipf_in_memory"], seeds=2, sets=SHORT),
@@ -106,6 +114,34 @@ def test_sampled_agrees_with_exact(full_size: bool) -> None:
         if row["within"] is False
     ]
     assert missed == []
+
+
+def without_roundoff(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Figures to nine digits, and what is zero but for roundoff as zero."""
+    return [
+        {key: float(f"{round(x, 12):.9g}") if isinstance(x, float) else x for key, x in row.items()}
+        for row in rows
+    ]
+
+
+@pytest.mark.long
+def test_figures_of_the_docs_are_those_of_the_command(full_size: bool) -> None:
+    """All of them at full size; else `sweep_free`, where no seed changes anything: one will do.
+
+    `python -m simvm validate --fidelity --jobs 2 --out docs/fidelity.json` writes them anew, and
+    `python -m docs.refresh --tables` puts them into the page.
+    """
+    shown = json.loads(refresh().FIDELITIES.read_text("utf-8"))["rows"]
+    if full_size:
+        found = in_full()["rows"]
+        assert without_roundoff(shown) == without_roundoff(found)
+        return
+    shown = [row for row in shown if row["scenario"] == "sweep_free"]
+    found = fidelity.run(["sweep_free"], seeds=1)["rows"]
+    for one, two in zip(without_roundoff(shown), without_roundoff(found), strict=True):
+        assert one["standard_error"] == 0
+        for key in ("figure", "exact", "sampled", "error", "bias"):
+            assert one[key] == two[key], (one["figure"], key)
 
 
 def test_a_side_that_differs_is_outside_its_tolerance() -> None:
