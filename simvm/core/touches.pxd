@@ -350,8 +350,9 @@ cdef inline bint look(Touches *t, const Space *s, const Backing *b, const Region
                 host = f.host.pages.changed
         if not again and (f.guest.entry == 0 or (f.guest.entry & LEAF and f.host.entry == 0)):
             # All of it is missing, which needs no look at each page.
-            k.any = k.gone = share_of_piece(t, k, low, high)
-            k.n_open = k.n_gone = <int>(high - low)
+            # Nor was it taken away: of what reclaim takes, an entry says where it is.
+            k.any, k.gone = share_of_piece(t, k, low, high), 0.0
+            k.n_open, k.n_gone = <int>(high - low), 0
             k.write, k.known = 0.0, False
             return False
     flat = flat_share(t, low, high)
