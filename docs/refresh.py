@@ -38,7 +38,12 @@ from simvm.units import format_bytes, format_ns
 from simvm.validation import cost
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = tuple(sorted(path.stem for path in (ROOT / "scenarios").glob("*.toml")))
+LONG = ("fleet_day",)
+"""Scenarios that take many minutes; tests/test_scenario_fleet.py runs a part of each."""
+
+SCENARIOS = tuple(
+    sorted({path.stem for path in (ROOT / "scenarios").glob("*.toml")}.difference(LONG))
+)
 IMAGES = {
     "passthrough-tradeoff": ("passthrough", "tradeoff"),
     "passthrough-footprint": ("passthrough", "footprint"),
