@@ -10,6 +10,7 @@ core alone (`simvm.bench.scale`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from simvm.core_check import load_core
@@ -102,12 +103,13 @@ def _homes(
     cases: Sequence[str], known: Mapping[str, Collection[str]]
 ) -> dict[str, list[str]]:
     """Names of cases by the first part that knows them."""
+    from simvm.bench.throughput import no_case
+
     chosen: dict[str, list[str]] = {}
     for name in cases:
         home = next((part for part, names in known.items() if name in names), None)
         if home is None:
-            everyone = [each for names in known.values() for each in names]
-            raise UsageError(f"bench has no case {name[:80]!r}: {did_you_mean(name, everyone)}")
+            raise no_case(name, chain.from_iterable(known.values()))
         chosen.setdefault(home, []).append(name)
     return chosen
 

@@ -14,7 +14,7 @@ data caches. Streams: `hot`, 16 pages, which the first TLB holds (one page in ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simvm.bench.peers import PEERS, Peer, installed
+from simvm.errors import UsageError, did_you_mean
 from simvm.hardware import load_cpu
 from simvm.hardware.geometry import PAGE
 from simvm.units import GIB
@@ -100,9 +101,18 @@ def known() -> dict[str, set[Case]]:
     return found
 
 
+def no_case(name: str, names: Iterable[str]) -> UsageError:
+    """What to say of a case that is not among `names`."""
+    return UsageError(f"bench has no case {name[:80]!r}: {did_you_mean(name, list(names))}")
+
+
 def choose(names: Sequence[str]) -> list[Case]:
-    """The cases that are named, or all; in the order of the table."""
-    chosen = set().union(*(known()[name] for name in names)) if names else None
+    """The cases that are named, or all; in the order of the table. UsageError if one is none."""
+    table = known()
+    for name in names:
+        if name not in table:
+            raise no_case(name, table)
+    chosen = set().union(*(table[name] for name in names)) if names else None
     return [case for case in product(STREAMS, CONFIGS) if chosen is None or case in chosen]
 
 
